@@ -1,0 +1,1 @@
+"""Difficulty curriculum: pure functions over pass rates."""

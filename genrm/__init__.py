@@ -1,0 +1,1 @@
+"""Generative reward model: pure functions for judge prompts, comparisons and length control."""

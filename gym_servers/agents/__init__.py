@@ -1,0 +1,1 @@
+"""Agent servers: they take a task and return a rollout."""

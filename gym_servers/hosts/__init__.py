@@ -1,0 +1,1 @@
+"""Where servers run: in process, local processes, Ray actors."""

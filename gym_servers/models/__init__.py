@@ -1,0 +1,1 @@
+"""Model servers: vLLM, any OpenAI-compatible URL, scripted."""

@@ -1,0 +1,1 @@
+"""Synchronous GRPO over torch, vLLM and Ray."""
