@@ -1,0 +1,37 @@
+# Every target works from a clean clone: setup makes .venv from requirements.lock.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+# Where pip finds the CPU build of torch when its default index has none, e.g. PyTorch's own CPU wheel index.
+TORCH_INDEX ?=
+export HF_HUB_OFFLINE ?= 1
+export RAY_USAGE_STATS_ENABLED ?= 0
+
+.PHONY: setup test test-all conformance lint clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "omnigym needs Python 3.11: set PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
+	$(BIN)/python -m pip install -q --no-deps -r requirements.lock
+	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
+	@touch $@
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not conformance"
+
+test-all: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow or conformance"
+
+conformance: setup
+	@test -d ../shared/conformance || { echo "no conformance folder at ../shared/conformance"; exit 1; }
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m conformance -rA
+
+clean:
+	rm -rf $(VENV) *.egg-info
