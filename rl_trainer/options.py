@@ -38,7 +38,7 @@ class AlgorithmOptions(Options):
     normalize_std: bool = True
     overlong_filtering: bool = True
     overlong_in_baseline: bool = False
-    importance: ImportanceOptions = Field(default_factory=ImportanceOptions)
+    importance: ImportanceOptions = ImportanceOptions()
     clip_low: float = Field(0.2, ge=0, lt=1)
     clip_high: float = Field(0.28, ge=0)
     dual_clip: float | None = Field(None, gt=1)
@@ -88,5 +88,5 @@ class PolicyOptions(Options):
     freeze_router: bool = True
     collective_seconds: float = Field(600.0, gt=0)
     seed: int = 0
-    algorithm: AlgorithmOptions = Field(default_factory=AlgorithmOptions)
-    optimizer: OptimizerOptions = Field(default_factory=OptimizerOptions)
+    algorithm: AlgorithmOptions = AlgorithmOptions()
+    optimizer: OptimizerOptions = OptimizerOptions()

@@ -134,9 +134,7 @@ def packed_attention(
     grouped = query.shape[1] != key.shape[1]
     outputs = [
         nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
-        for q, k, v in zip(
-            query.split(segment_lengths, 2), key.split(segment_lengths, 2), value.split(segment_lengths, 2), strict=True
-        )
+        for q, k, v in zip(*(torch.split(x, list(segment_lengths), dim=2) for x in (query, key, value)), strict=True)
     ]
     return torch.cat(outputs, dim=2).transpose(1, 2), None
 

@@ -222,7 +222,7 @@ class PolicyWorker:
                     lp_ref=None if lp_ref is None else lp_ref[packed.members],
                 )
                 if gradient:
-                    (loss * (factor if counts else 0.0)).backward()
+                    torch.autograd.backward(loss * (factor if counts else 0.0))
             if counts:
                 loss_sum += float(loss.detach())
                 metrics.observe(packed, lp.detach(), old, entropy, weights, sums)
@@ -302,6 +302,35 @@ class PolicyWorker:
         """Leave the process group."""
         if self.world_size > 1 and dist.is_initialized():
             dist.destroy_process_group()
+
+
+def batch_loss(worker: PolicyWorker, batch: Sequence[TrainSegment], backward: bool = False) -> float:
+    """The loss of `batch` over N under the current weights; no optimiser step. `backward` leaves gradients over N."""
+    total = float(sum(segment.sampled for segment in batch))
+    metrics = StepMetrics(batch, worker.options.algorithm)
+    worker.optimizer.zero_grad(set_to_none=True)
+    loss = worker._accumulate(batch, worker._plan(batch), total, None, None, metrics)
+    correction = total / max(1, metrics.kept_tokens())
+    for parameter in worker.parameters:
+        if parameter.grad is not None:
+            parameter.grad.mul_(correction)
+    if not backward:
+        worker.optimizer.zero_grad(set_to_none=True)
+    return loss * correction
+
+
+def gradients(worker: PolicyWorker, batch: Sequence[TrainSegment], budget: int) -> Tensor:
+    """The batch's gradient as one vector, computed in micro-batches of `budget` tokens (single rank)."""
+    before = worker.options
+    worker.options = before.model_copy(update={"micro_batch_tokens": budget})
+    try:
+        batch_loss(worker, batch, backward=True)
+        parts = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in worker.parameters]
+    finally:
+        worker.options = before
+    vector = torch.cat(parts).clone()
+    worker.optimizer.zero_grad(set_to_none=True)
+    return vector
 
 
 def _distributed() -> Any:

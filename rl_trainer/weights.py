@@ -40,7 +40,7 @@ def cast_for_engine(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[s
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """The raw bytes of a contiguous CPU tensor, without a copy."""
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def tensor_digest(tensor: Tensor) -> str:

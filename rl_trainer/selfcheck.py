@@ -1,0 +1,187 @@
+"""`omnigym selfcheck`: the equivalences the trainer rests on, computed on this machine with a tiny model."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import typer
+
+if TYPE_CHECKING:
+    from rl_trainer.packing import TrainSegment
+    from rl_trainer.policy import PolicyWorker
+
+TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class Check:
+    """One equivalence: what was compared, the measured figure, and whether it holds."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+def run_selfcheck() -> list[Check]:
+    """All checks of the trainer; none needs a network, an engine or a real model."""
+    from rl_trainer.options import OptimizerOptions, PolicyOptions
+    from rl_trainer.policy import PolicyWorker
+    from rl_trainer.tiny_model import make_tiny_model
+
+    with tempfile.TemporaryDirectory(prefix="omnigym-selfcheck-") as folder:
+        model = str(make_tiny_model(Path(folder) / "model"))
+        options = PolicyOptions(
+            model=model, dtype="float32", device="cpu", optimizer=OptimizerOptions(lr=1e-3, warmup_steps=0)
+        )
+        worker = PolicyWorker(0, 1, options)
+        batch = make_batch(worker)
+        checks: list[tuple[str, Callable[[], Check]]] = [
+            ("packed = padded log-probabilities", lambda: _packed_is_padded(worker, batch)),
+            ("packed = split gradients", lambda: _packed_is_split(worker, batch)),
+            ("loss = float64 reference", lambda: _loss_is_reference(worker, batch)),
+            ("ids sampled = ids trained", lambda: _ids_are_kept(batch)),
+            ("weights digest after a round trip", lambda: _digest(worker, Path(folder))),
+            ("canary after a reload", lambda: _canary(worker, batch)),
+        ]
+        results = []
+        for name, check in checks:
+            try:
+                results.append(check())
+            except Exception as error:  # a check that raises is a failed check, and the others still run
+                results.append(Check(name, False, f"{type(error).__name__}: {error}"))
+        worker.close()
+        return results
+
+
+def make_batch(worker: PolicyWorker, seed: int = 0, size: int = 6) -> list[TrainSegment]:
+    """Random segments whose lp_gen differs a little from the worker's own log-probabilities."""
+    from rl_trainer.packing import TrainSegment
+
+    random = np.random.default_rng(seed)
+    batch = []
+    for index in range(size):
+        length = int(random.integers(12, 60))
+        ids = random.integers(3, 300, length)
+        mask = (np.arange(length) >= 6) & (random.random(length) > 0.2)
+        lp = np.concatenate([[0.0], worker.score([ids.tolist()])[0]]) + random.normal(0, 0.1, length)
+        batch.append(
+            TrainSegment(ids, mask.astype(np.int64), lp * mask, float(random.normal()), "selfcheck", f"rollout-{index}")
+        )
+    return batch
+
+
+def _gradients(worker: PolicyWorker, batch: list[TrainSegment], budget: int) -> np.ndarray:  # type: ignore[type-arg]
+    from rl_trainer.policy import gradients
+
+    return gradients(worker, batch, budget).numpy()
+
+
+def _packed_is_padded(worker: PolicyWorker, batch: list[TrainSegment]) -> Check:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from rl_trainer.packing import pack
+
+    width = max(len(s.token_ids) for s in batch)
+    ids = torch.zeros(len(batch), width, dtype=torch.int64)
+    attention = torch.zeros_like(ids)
+    for row, segment in enumerate(batch):
+        ids[row, : len(segment.token_ids)] = torch.as_tensor(segment.token_ids)
+        attention[row, : len(segment.token_ids)] = 1
+    plain = AutoModelForCausalLM.from_pretrained(worker.options.model, dtype=torch.float32, attn_implementation="eager")
+    with torch.no_grad():
+        logprobs = plain(input_ids=ids, attention_mask=attention).logits.log_softmax(-1)
+        packed = worker.scorer(pack(batch, range(len(batch))))[0]
+    rows = [
+        logprobs[row, position - 1, segment.token_ids[position]]
+        for row, segment in enumerate(batch)
+        for position in np.flatnonzero(segment.mask)
+    ]
+    worst = float((torch.stack(rows) - packed).abs().max())
+    return Check("packed = padded log-probabilities", worst < TOLERANCE, f"largest difference {worst:.1e}")
+
+
+def _packed_is_split(worker: PolicyWorker, batch: list[TrainSegment]) -> Check:
+    whole, split = _gradients(worker, batch, 100_000), _gradients(worker, batch, 1)
+    error = float(np.linalg.norm(whole - split) / np.linalg.norm(whole))
+    return Check("packed = split gradients", error < TOLERANCE, f"relative difference {error:.1e}")
+
+
+def _loss_is_reference(worker: PolicyWorker, batch: list[TrainSegment]) -> Check:
+    algorithm = worker.options.algorithm
+    bounds = algorithm.importance
+    total, count = 0.0, 0
+    for segment in batch:
+        lp = np.concatenate([[0.0], worker.score([segment.token_ids.tolist()], algorithm.temperature)[0]])
+        deltas = [float(lp[t] - segment.lp_gen[t]) for t in np.flatnonzero(segment.mask)]
+        if math.fsum(math.exp(abs(d)) for d in deltas) / len(deltas) > bounds.sequence_max:
+            continue
+        count += len(deltas)
+        total += math.fsum(math.exp(d) * segment.advantage for d in deltas if bounds.low <= math.exp(d) <= bounds.high)
+    from rl_trainer.policy import batch_loss
+
+    mine, reference = batch_loss(worker, batch), -total / count
+    error = abs(mine - reference) / abs(reference)
+    return Check("loss = float64 reference", error < TOLERANCE, f"{mine:.7f}, reference {reference:.7f}")
+
+
+def _ids_are_kept(batch: list[TrainSegment]) -> Check:
+    from rl_trainer.packing import pack
+
+    packed = pack(batch, range(len(batch)))
+    sampled = [int(t) for segment in batch for t in segment.token_ids[segment.mask == 1]]
+    trained = packed.targets.tolist()
+    predicted = packed.ids[0, packed.source + 1].tolist()
+    return Check("ids sampled = ids trained", sampled == trained == predicted, f"{len(sampled)} tokens")
+
+
+def _digest(worker: PolicyWorker, folder: Path) -> Check:
+    from safetensors.torch import load_file
+
+    from rl_trainer.weights import weights_digest
+
+    sent = worker.export(folder / "weights.safetensors")
+    received = weights_digest(load_file(folder / "weights.safetensors"))
+    return Check("weights digest after a round trip", sent == received, sent[:16])
+
+
+def _canary(worker: PolicyWorker, batch: list[TrainSegment]) -> Check:
+    """After a training step the exported weights, loaded elsewhere, score as the trainer does; the old ones do not."""
+    from rl_trainer.policy import PolicyWorker
+    from rl_trainer.weights import mean_difference
+
+    sequences = [segment.token_ids.tolist() for segment in batch]
+    worker.train_step(batch, 0)
+    other = PolicyWorker(0, 1, worker.options)
+    stale = mean_difference(worker.score(sequences), other.score(sequences))
+    other.load(worker.weights())
+    fresh = mean_difference(worker.score(sequences), other.score(sequences))
+    return Check(
+        "canary after a reload", fresh < TOLERANCE < stale, f"mean |dlp| {fresh:.1e}, before the reload {stale:.1e}"
+    )
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command `selfcheck`."""
+
+    @app.command()
+    def selfcheck() -> None:
+        """Check on this machine that the trainer computes what it says (a tiny model, about 20 seconds)."""
+        from rich.console import Console
+        from rich.table import Table
+
+        checks = run_selfcheck()
+        table = Table(title="omnigym selfcheck")
+        for column in ("check", "result", "measured"):
+            table.add_column(column)
+        for check in checks:
+            table.add_row(check.name, "[green]ok[/]" if check.passed else "[red]FAILED[/]", check.detail)
+        Console().print(table)
+        if not all(check.passed for check in checks):
+            raise typer.Exit(1)
