@@ -25,7 +25,10 @@ def imported(path: Path) -> set[str]:
 
 def may_import_heavy(path: Path) -> bool:
     relative = path.relative_to(ROOT).as_posix()
-    return relative.startswith(("gym_servers/models/vllm", "gym_servers/models/transformers")) or relative == "gym_servers/hosts/ray.py"
+    return (
+        relative.startswith(("gym_servers/models/vllm", "gym_servers/models/transformers"))
+        or relative == "gym_servers/hosts/ray.py"
+    )
 
 
 @pytest.mark.parametrize("package", PACKAGES)

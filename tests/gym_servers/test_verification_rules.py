@@ -1,0 +1,79 @@
+"""An infrastructure failure is never a reward, and breaking the grader never pays."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import toy_environment
+
+from gym_servers import verification
+from gym_servers.protocol import FailureError, RowError
+from gym_servers.workers import WorkerPool
+
+
+@pytest.fixture
+def pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkerPool]:
+    monkeypatch.syspath_prepend(os.path.dirname(__file__))
+    monkeypatch.setattr(verification, "WALL_MINIMUM", 3.0)
+    monkeypatch.setattr(verification, "WALL_FACTOR", 1.0)
+    with WorkerPool(1) as made:
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def through_the_toy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The toy is no installed entry point: its own function stands for verify_in_worker."""
+    original = WorkerPool.run_sync
+
+    def run_sync(self: WorkerPool, target: str, args: tuple[Any, ...], **limits: Any) -> Any:
+        return original(
+            self, target.replace("gym_servers.verification:verify", "toy_environment:verify"), args, **limits
+        )
+
+    monkeypatch.setattr(WorkerPool, "run_sync", run_sync)
+
+
+def message(text: str) -> list[dict[str, Any]]:
+    return [{"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": text}]}]
+
+
+def judge(pool: WorkerPool, text: str, answer: str = "4") -> Any:
+    row = {"task_id": "t1", "answer": answer}
+    return asyncio.run(verification.judge(toy_environment.Toy(), row, message(text), pool))
+
+
+def test_right_and_wrong(pool: WorkerPool) -> None:
+    assert judge(pool, "4").reward == 1.0
+    assert judge(pool, "5").reward == 0.0
+
+
+@pytest.mark.parametrize("text", ["burn", "eat", "brackets", "sleep", "raise", "exit"])
+def test_an_answer_that_breaks_the_grader_scores_zero_and_is_counted(pool: WorkerPool, text: str) -> None:
+    verdict = judge(pool, text)
+    assert verdict.reward == 0.0
+    assert verdict.parts == {"unverifiable_output": True}
+
+
+def test_a_verifier_that_breaks_on_gold_too_is_a_failure(pool: WorkerPool) -> None:
+    with pytest.raises(FailureError, match="gold answer breaks the verifier too"):
+        judge(pool, "raise", answer="exit")
+
+
+def test_a_reward_out_of_range_is_a_failure(pool: WorkerPool) -> None:
+    with pytest.raises(FailureError, match="outside"):
+        judge(pool, "1.5")
+
+
+def test_a_bad_row_names_environment_task_and_field(pool: WorkerPool) -> None:
+    with pytest.raises(
+        RowError, match=r"environment 'toy' task 't9': field 'answer': Field required; found fields \['task_id'\]"
+    ):
+        asyncio.run(verification.judge(toy_environment.Toy(), {"task_id": "t9"}, message("4"), pool))
+
+
+def test_a_worker_lost_once_is_retried_with_the_same_output(pool: WorkerPool, tmp_path: Any) -> None:
+    assert judge(pool, f"once:{tmp_path}/mark").reward == 1.0
