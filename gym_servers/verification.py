@@ -13,13 +13,12 @@ import math
 from typing import Any
 
 from gym_servers.environment import Environment
-from gym_servers.protocol import Failure, FailureError, Item, Verdict
+from gym_servers.protocol import Failure, FailureError, FailureKind, Item, Verdict
 from gym_servers.registry import environment_class
 from gym_servers.workers import WorkerError, WorkerPool
 
 WALL_FACTOR = 15.0
 WALL_MINIMUM = 30.0
-STARVED_SECONDS = 10.0
 
 
 def verify_in_worker(name: str, settings: dict[str, Any], row: dict[str, Any], output: list[Item]) -> dict[str, Any]:
@@ -27,11 +26,6 @@ def verify_in_worker(name: str, settings: dict[str, Any], row: dict[str, Any], o
     cls = environment_class(name)
     environment = cls(cls.settings_type.model_validate(settings))
     return environment.verify(environment.check_row(row), output).model_dump()
-
-
-def ping() -> str:
-    """The smallest call there is: tells a starved machine from a sleeping verifier."""
-    return "pong"
 
 
 def check_range(environment: Environment, verdict: Verdict) -> Verdict:
@@ -48,7 +42,9 @@ def check_range(environment: Environment, verdict: Verdict) -> Verdict:
     return verdict
 
 
-async def _attempt(environment: Environment, row: dict[str, Any], output: list[Item], pool: WorkerPool) -> Verdict:
+async def _attempt(
+    environment: Environment, row: dict[str, Any], output: list[Item], pool: WorkerPool, fresh: bool = False
+) -> Verdict:
     settings = environment.settings
     result = await pool.run(
         "gym_servers.verification:verify_in_worker",
@@ -56,16 +52,9 @@ async def _attempt(environment: Environment, row: dict[str, Any], output: list[I
         cpu_seconds=settings.verify_cpu_seconds,
         wall_seconds=max(WALL_MINIMUM, WALL_FACTOR * settings.verify_cpu_seconds),
         memory_mb=settings.verify_memory_mb,
+        fresh=fresh,
     )
     return Verdict.model_validate(result)
-
-
-async def _starved(pool: WorkerPool) -> bool:
-    try:
-        await pool.run("gym_servers.verification:ping", (), cpu_seconds=5, wall_seconds=STARVED_SECONDS, memory_mb=64)
-    except WorkerError:
-        return True
-    return False
 
 
 async def judge(environment: Environment, row: dict[str, Any], output: list[Item], pool: WorkerPool) -> Verdict:
@@ -78,17 +67,17 @@ async def judge(environment: Environment, row: dict[str, Any], output: list[Item
         return check_range(environment, await _attempt(environment, row, output, pool))
     except WorkerError as error:
         first = error
-    pool.recycle()  # what the first worker kept in memory must not be what breaks the second
-    try:
-        return check_range(environment, await _attempt(environment, row, output, pool))
+    try:  # fresh: what the first worker kept in memory must not be what breaks the second
+        return check_range(environment, await _attempt(environment, row, output, pool, fresh=True))
     except WorkerError as error:
         second = error
-    if second.kind == "wall" and await _starved(pool):
-        raise FailureError(Failure(kind="timeout", message=f"the machine is starved: {second.message}"))
+    if not second.by_content:
+        kind: FailureKind = "timeout" if second.kind == "wall" else "verifier_crash"
+        raise FailureError(Failure(kind=kind, message=f"environment '{environment.name}': {second.message}"))
     gold = environment.gold(parsed)
     if gold is not None and gold != output:
         try:
-            await _attempt(environment, row, gold, pool)
+            await _attempt(environment, row, gold, pool, fresh=True)
         except WorkerError as error:
             raise FailureError(
                 Failure(

@@ -25,6 +25,8 @@ from gym_servers.worker_process import _LENGTH, EXIT_MEMORY, pack, receive
 
 WorkerErrorKind = Literal["cpu", "memory", "crash", "exception", "wall"]
 _START_SECONDS = 120.0
+# Nothing else of the server's environment, its token least of all, is where model output is examined.
+_KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "VIRTUAL_ENV", "TMPDIR")
 _ONE_THREAD = {
     name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
 }
@@ -56,7 +58,11 @@ class _Nursery:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # a Ctrl-C is the pool's to handle
-                env={**os.environ, **_ONE_THREAD, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+                env={
+                    **{key: os.environ[key] for key in _KEPT_VARIABLES if key in os.environ},
+                    **_ONE_THREAD,
+                    "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+                },
             )
         ours.settimeout(_START_SECONDS)
         self.socket = ours
@@ -246,7 +252,7 @@ class WorkerPool:
                 raise
         try:
             for last in (False, True):
-                worker = self._idle_worker(fresh) or await asyncio.to_thread(self._new_worker)
+                worker: _Worker = self._idle_worker(fresh) or await asyncio.to_thread(self._new_worker)
                 began = time.monotonic()
                 try:
                     async with asyncio.timeout(wall_seconds):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -20,21 +21,21 @@ def pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkerPool]:
     monkeypatch.syspath_prepend(os.path.dirname(__file__))
     monkeypatch.setattr(verification, "WALL_MINIMUM", 3.0)
     monkeypatch.setattr(verification, "WALL_FACTOR", 1.0)
-    with WorkerPool(1) as made:
+    with contextlib.closing(WorkerPool(1)) as made:
         yield made
 
 
 @pytest.fixture(autouse=True)
 def through_the_toy(monkeypatch: pytest.MonkeyPatch) -> None:
     """The toy is no installed entry point: its own function stands for verify_in_worker."""
-    original = WorkerPool.run_sync
+    original = WorkerPool.run
 
-    def run_sync(self: WorkerPool, target: str, args: tuple[Any, ...], **limits: Any) -> Any:
-        return original(
+    async def run(self: WorkerPool, target: str, args: tuple[Any, ...], **limits: Any) -> Any:
+        return await original(
             self, target.replace("gym_servers.verification:verify", "toy_environment:verify"), args, **limits
         )
 
-    monkeypatch.setattr(WorkerPool, "run_sync", run_sync)
+    monkeypatch.setattr(WorkerPool, "run", run)
 
 
 def message(text: str) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -20,7 +21,7 @@ HERE = "worker_targets"
 @pytest.fixture
 def pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkerPool]:
     monkeypatch.syspath_prepend(os.path.dirname(__file__))
-    with WorkerPool(1) as made:
+    with contextlib.closing(WorkerPool(1)) as made:
         yield made
 
 

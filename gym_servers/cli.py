@@ -1,0 +1,47 @@
+"""The command `omnigym`. Subcommands come from entry points of the group `omnigym.commands`, each a
+`register(app: typer.Typer) -> None`, so that an environment container needs no trainer.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import entry_points
+
+import typer
+from rich.console import Console
+
+from gym_servers.protocol import OmnigymError
+
+GROUP = "omnigym.commands"
+
+
+def build() -> typer.Typer:
+    """The whole command. A group of commands whose packages are not installed is left out; its name tells how to get it."""
+    app = typer.Typer(
+        name="omnigym",
+        help="Post-train a language model with reinforcement learning on many environments at once.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+    )
+    for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
+        try:
+            register = point.load()
+        except ModuleNotFoundError as error:
+            missing = error.name or "?"
+
+            def absent(missing: str = missing) -> None:
+                raise OmnigymError(f"this command needs the package '{missing}': pip install 'omnigym[train]'")
+
+            app.command(point.name, help=f"(not installed: needs '{missing}')")(absent)
+        else:
+            register(app)
+    return app
+
+
+def main() -> None:
+    """Entry point. An OmnigymError is one line on stderr and exit status 1; anything else is a bug and shows its traceback."""
+    try:
+        build()()
+    except OmnigymError as error:
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {error}", markup=True, highlight=False)
+        sys.exit(1)

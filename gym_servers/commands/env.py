@@ -1,0 +1,69 @@
+"""`omnigym env list | generate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import orjson
+import typer
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from gym_servers.environment import Split
+from gym_servers.protocol import OmnigymError
+from gym_servers.registry import environment_class, environment_names, load_environment
+from gym_servers.rows import whole_file
+
+
+def list_environments(
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list of objects with `name`.")] = False,
+) -> None:
+    """List the installed environments."""
+    rows = []
+    for name in environment_names():
+        cls = environment_class(name)
+        path = cls.folder() / "environment.yaml"
+        about = (yaml.safe_load(path.read_text()) or {}) if path.is_file() else {}
+        rows.append(
+            {"name": name, "description": about.get("description", ""), "agent": cls.agent, "reward": cls.reward}
+        )
+    if as_json:
+        typer.echo(orjson.dumps(rows, option=orjson.OPT_INDENT_2).decode())
+        return
+    table = Table("environment", "agent", "reward", "what it asks for")
+    for row in rows:
+        table.add_row(row["name"], row["agent"], row["reward"], row["description"])
+    Console().print(table)
+
+
+def generate(
+    name: Annotated[str, typer.Argument(help="Environment, see `omnigym env list`.")],
+    n: Annotated[int, typer.Option("--n", min=1, help="How many tasks.")] = 100,
+    seed: Annotated[int, typer.Option(help="Same seed, same tasks.")] = 0,
+    split: Annotated[str, typer.Option(help="train or heldout: their parameters are disjoint.")] = "train",
+    out: Annotated[Path | None, typer.Option(help="JSONL file; standard output where absent.")] = None,
+) -> None:
+    """Generate seeded tasks of graded difficulty, one JSON row a line."""
+    splits: dict[str, Split] = {"train": "train", "heldout": "heldout"}
+    if split not in splits:
+        raise OmnigymError(f"--split '{split}': must be train or heldout")
+    environment = load_environment(name)
+    lines = (orjson.dumps(row) + b"\n" for row in environment.generate(n, seed, splits[split]))
+    if out is None:
+        for line in lines:
+            typer.echo(line.decode(), nl=False)
+        return
+    with whole_file(out) as file:
+        for line in lines:
+            file.write(line)
+    typer.echo(f"{n} tasks of '{name}' ({split}, seed {seed}) in {out}", err=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add `omnigym env ...`."""
+    group = typer.Typer(help="Environments: list them, generate tasks.", no_args_is_help=True)
+    group.command("list")(list_environments)
+    group.command("generate")(generate)
+    app.add_typer(group, name="env")

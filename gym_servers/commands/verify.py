@@ -1,0 +1,101 @@
+"""`omnigym verify ENV --cases IN --out OUT`: verdicts without a running server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import difflib
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import orjson
+import typer
+import yaml
+from rich.progress import Progress
+
+from gym_servers.environment import Environment
+from gym_servers.protocol import Failure, FailureError, OmnigymError, RowError
+from gym_servers.registry import load_environment
+from gym_servers.rows import parse_line, read_lines, whole_file
+from gym_servers.verification import judge
+from gym_servers.workers import WorkerPool
+
+WINDOW = 64
+
+
+def parse_settings(pairs: list[str]) -> dict[str, Any]:
+    """`key=value` pairs, values read as YAML."""
+    settings = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise OmnigymError(f"--set '{pair}': must be key=value")
+        settings[key] = yaml.safe_load(value)
+    return settings
+
+
+async def verify_line(environment: Environment, pool: WorkerPool, where: str, line: bytes) -> dict[str, Any]:
+    """One output line: `{"id", "reward", "explanation", "parts"}` or `{"id", "failure"}`; a bad row is a failure."""
+    name: Any = where
+    try:
+        case = parse_line(line, where)
+        name = case.get("id", where)
+        request = case.get("request")
+        if not isinstance(request, dict):
+            near = difflib.get_close_matches("request", list(case), n=1)
+            raise RowError(
+                f"{where}: field 'request' must be the body of POST /verify" + (f", not '{near[0]}'" if near else "")
+            )
+        response = request.get("response")
+        output = response.get("output") if isinstance(response, dict) else None
+        if not isinstance(output, list) or not all(isinstance(item, dict) for item in output):
+            raise RowError(f"{where}: field 'request.response.output' must be a list of Responses items")
+        verdict = await judge(environment, {k: v for k, v in request.items() if k != "response"}, output, pool)
+    except RowError as error:
+        return {"id": name, "failure": Failure(kind="bad_row", message=str(error), retryable=False).model_dump()}
+    except FailureError as error:
+        return {"id": name, "failure": error.failure.model_dump()}
+    return {"id": name, **verdict.model_dump()}
+
+
+async def verify_file(environment: Environment, cases: Path, out: Path, workers: int) -> tuple[int, int]:
+    """Verdicts of all lines of `cases`, in their order, into `out`. Returns (lines, failures). Memory is bounded."""
+    done = failures = 0
+    with contextlib.closing(WorkerPool(workers)) as pool, whole_file(out) as file, Progress(transient=True) as progress:
+        bar = progress.add_task(f"verify {environment.name}", total=sum(1 for _ in read_lines(cases)))
+        window: list[asyncio.Task[dict[str, Any]]] = []
+
+        async def finish_first() -> None:
+            nonlocal done, failures
+            result = await window.pop(0)
+            file.write(orjson.dumps(result, option=orjson.OPT_NON_STR_KEYS) + b"\n")
+            done += 1
+            failures += "failure" in result
+            progress.advance(bar)
+
+        for where, line in read_lines(cases):
+            window.append(asyncio.create_task(verify_line(environment, pool, where, line)))
+            if len(window) >= WINDOW:
+                await finish_first()
+        while window:
+            await finish_first()
+    return done, failures
+
+
+def verify(
+    name: Annotated[str, typer.Argument(help="Environment, see `omnigym env list`.")],
+    cases: Annotated[Path, typer.Option(help='JSONL: {"id", "request": <body of POST /verify>}.')],
+    out: Annotated[Path, typer.Option(help='JSONL: {"id", "reward", "explanation"} or {"id", "failure"}.')],
+    settings: Annotated[list[str], typer.Option("--set", help="key=value of the environment's settings.")] = [],  # noqa: B006
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = max(1, min(8, os.cpu_count() or 1)),
+) -> None:
+    """Grade recorded outputs without a running server."""
+    environment = load_environment(name, parse_settings(settings))
+    done, failures = asyncio.run(verify_file(environment, cases, out, workers))
+    typer.echo(f"{done} verdicts in {out}, {failures} of them failures", err=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add `omnigym verify`."""
+    app.command("verify")(verify)

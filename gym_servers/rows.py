@@ -1,0 +1,54 @@
+"""Reading and writing JSONL: errors name the file and the line, output appears whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import orjson
+
+from gym_servers.protocol import RowError
+
+
+def parse_line(line: bytes, where: str) -> dict[str, Any]:
+    """One JSON object. Raises RowError that names `where`."""
+    try:
+        row = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        tail = line[-40:].decode(errors="replace").strip()
+        raise RowError(f"{where}: not valid JSON ({error}); the line ends in '{tail}': is it cut off?") from None
+    if not isinstance(row, dict):
+        raise RowError(f"{where}: expected a JSON object, found {type(row).__name__}")
+    return row
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, bytes]]:
+    """("file:number", line) of each line that is not blank. Raises RowError where the file is missing."""
+    if not path.is_file():
+        raise RowError(f"no file '{path}'")
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield f"{path}:{number}", line
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that replaces `path` when the block ends well, and leaves nothing behind when it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
