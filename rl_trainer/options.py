@@ -19,10 +19,10 @@ class ImportanceOptions(Options):
     mode: Literal["mask", "truncate", "none"] = "mask"
     token_mask: bool = True
     sequence_mask: bool = True
-    low: float = Field(0.5, ge=0)
-    high: float = Field(5.0, gt=0)
-    sequence_max: float = Field(2.0, ge=1)
-    warn_fraction: float = Field(0.05, ge=0, le=1)
+    low: float = Field(default=0.5, ge=0)
+    high: float = Field(default=5.0, gt=0)
+    sequence_max: float = Field(default=2.0, ge=1)
+    warn_fraction: float = Field(default=0.05, ge=0, le=1)
 
     @model_validator(mode="after")
     def _ordered(self) -> ImportanceOptions:
@@ -39,15 +39,15 @@ class AlgorithmOptions(Options):
     overlong_filtering: bool = True
     overlong_in_baseline: bool = False
     importance: ImportanceOptions = ImportanceOptions()
-    clip_low: float = Field(0.2, ge=0, lt=1)
-    clip_high: float = Field(0.28, ge=0)
-    dual_clip: float | None = Field(None, gt=1)
+    clip_low: float = Field(default=0.2, ge=0, lt=1)
+    clip_high: float = Field(default=0.28, ge=0)
+    dual_clip: float | None = Field(default=None, gt=1)
     ratio: Literal["token", "sequence"] = "token"
-    sequence_clip_low: float = Field(3e-4, ge=0, lt=1)
-    sequence_clip_high: float = Field(4e-4, ge=0)
-    kl_beta: float = Field(0.0, ge=0)
-    optimizer_steps_per_batch: int = Field(1, ge=1)
-    temperature: float = Field(1.0, gt=0)
+    sequence_clip_low: float = Field(default=3e-4, ge=0, lt=1)
+    sequence_clip_high: float = Field(default=4e-4, ge=0)
+    kl_beta: float = Field(default=0.0, ge=0)
+    optimizer_steps_per_batch: int = Field(default=1, ge=1)
+    temperature: float = Field(default=1.0, gt=0)
 
     def check_group_size(self, rollouts_per_task: int) -> None:
         """A group of one has no baseline: every advantage would be 0 and training would silently do nothing."""
@@ -61,12 +61,12 @@ class AlgorithmOptions(Options):
 class OptimizerOptions(Options):
     """AdamW [recipe]."""
 
-    lr: float = Field(3e-6, ge=0)
+    lr: float = Field(default=3e-6, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    grad_clip: float = Field(1.0, gt=0)
-    warmup_steps: int = Field(10, ge=0)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    grad_clip: float = Field(default=1.0, gt=0)
+    warmup_steps: int = Field(default=10, ge=0)
 
     def lr_at(self, step: int) -> float:
         """Learning rate of step `step`, counted from 0: linear to `lr` over `warmup_steps`, then constant."""
@@ -81,12 +81,12 @@ class PolicyOptions(Options):
     dtype: Literal["bf16", "float32"] = "bf16"
     """bf16: autocast over float32 master weights."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    micro_batch_tokens: int = Field(2048, ge=1)
-    logprob_chunk: int = Field(512, ge=1)
-    threads: int | None = Field(None, ge=1)
+    micro_batch_tokens: int = Field(default=2048, ge=1)
+    logprob_chunk: int = Field(default=512, ge=1)
+    threads: int | None = Field(default=None, ge=1)
     gradient_checkpointing: bool = False
     freeze_router: bool = True
-    collective_seconds: float = Field(600.0, gt=0)
+    collective_seconds: float = Field(default=600.0, gt=0)
     seed: int = 0
     algorithm: AlgorithmOptions = AlgorithmOptions()
     optimizer: OptimizerOptions = OptimizerOptions()

@@ -309,7 +309,9 @@ def batch_loss(worker: PolicyWorker, batch: Sequence[TrainSegment], backward: bo
     total = float(sum(segment.sampled for segment in batch))
     metrics = StepMetrics(batch, worker.options.algorithm)
     worker.optimizer.zero_grad(set_to_none=True)
-    loss = worker._accumulate(batch, worker._plan(batch), total, None, None, metrics)
+    plan = worker._plan(batch)
+    lp_ref = worker._score(batch, plan, worker.reference) if worker.reference is not None else None
+    loss = worker._accumulate(batch, plan, total, None, lp_ref, metrics)
     correction = total / max(1, metrics.kept_tokens())
     for parameter in worker.parameters:
         if parameter.grad is not None:

@@ -76,7 +76,7 @@ def make_batch(worker: PolicyWorker, seed: int = 0, size: int = 6) -> list[Train
     return batch
 
 
-def _gradients(worker: PolicyWorker, batch: list[TrainSegment], budget: int) -> np.ndarray:  # type: ignore[type-arg]
+def _gradients(worker: PolicyWorker, batch: list[TrainSegment], budget: int) -> np.ndarray:
     from rl_trainer.policy import gradients
 
     return gradients(worker, batch, budget).numpy()
