@@ -1,0 +1,1 @@
+"""Structured outputs: an answer in a given format that matches a given JSON schema."""

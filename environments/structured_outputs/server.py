@@ -1,0 +1,37 @@
+"""The environment `structured_outputs`."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from environments.structured_outputs.schemas import small_text
+from environments.structured_outputs.verifier import StructuredRow, StructuredSettings, verdict
+from gym_servers.environment import Environment, Row, Settings
+from gym_servers.protocol import Item, Verdict, final_text, function_calls
+
+QUICK_CHARS = 8192
+
+
+class StructuredOutputs(Environment):
+    """Answers in json, yaml, toml, xml or csv that match a JSON schema."""
+
+    name = "structured_outputs"
+    settings_type: ClassVar[type[Settings]] = StructuredSettings
+    row_type: ClassVar[type[Row]] = StructuredRow
+
+    def quick(self, row: Row, output: list[Item]) -> Verdict | None:
+        """Short JSON answers to small schemas: linear code only, so the server's process may run it."""
+        assert isinstance(row, StructuredRow)
+        if row.response_mode == "text" and row.schema_type != "json":
+            return None
+        if row.response_mode == "tool_call":
+            lengths = [len(str(call.get("arguments") or "")) for call in function_calls(output)]
+        else:
+            lengths = [len(final_text(output))]
+        if sum(lengths) > QUICK_CHARS or not small_text(row.schema_str):
+            return None
+        return verdict(row, output, self.settings)
+
+    def verify(self, row: Row, output: list[Item]) -> Verdict:
+        assert isinstance(row, StructuredRow)
+        return verdict(row, output, self.settings)
