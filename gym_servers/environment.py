@@ -74,6 +74,10 @@ class Environment(ABC):
     def verify(self, row: Row, output: list[Item]) -> Verdict:
         """Pure function of the row and the Responses output items. Runs in a killable worker."""
 
+    def prepare(self) -> None:
+        """Import what `verify` needs; called once where workers are forked from, outside anybody's CPU limit."""
+        return None
+
     def gold(self, row: Row) -> list[Item] | None:
         """Output items that earn full reward; None where no gold answer can be made from a row."""
         return None

@@ -28,6 +28,11 @@ def verify_in_worker(name: str, settings: dict[str, Any], row: dict[str, Any], o
     return environment.verify(environment.check_row(row), output).model_dump()
 
 
+def prepare_environment(name: str) -> None:
+    """Runs where workers are forked from: their first verdict pays for no import."""
+    environment_class(name)().prepare()
+
+
 def check_range(environment: Environment, verdict: Verdict) -> Verdict:
     """The verdict, if its reward is finite and in the environment's range. Raises FailureError otherwise."""
     low, high = environment.reward_range

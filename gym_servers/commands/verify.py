@@ -16,7 +16,7 @@ from rich.progress import Progress
 
 from gym_servers.environment import Environment
 from gym_servers.protocol import Failure, FailureError, OmnigymError, RowError
-from gym_servers.registry import load_environment
+from gym_servers.registry import environment_names, load_environment
 from gym_servers.rows import parse_line, read_lines, whole_file
 from gym_servers.verification import judge
 from gym_servers.workers import WorkerPool
@@ -62,7 +62,13 @@ async def verify_line(environment: Environment, pool: WorkerPool, where: str, li
 async def verify_file(environment: Environment, cases: Path, out: Path, workers: int) -> tuple[int, int]:
     """Verdicts of all lines of `cases`, in their order, into `out`. Returns (lines, failures). Memory is bounded."""
     done = failures = 0
-    with contextlib.closing(WorkerPool(workers)) as pool, whole_file(out) as file, Progress(transient=True) as progress:
+    known = environment.name in environment_names()
+    warm = [("gym_servers.verification:prepare_environment", (environment.name,))] if known else []
+    with (
+        contextlib.closing(WorkerPool(workers, warm=warm)) as pool,
+        whole_file(out) as file,
+        Progress(transient=True) as progress,
+    ):
         bar = progress.add_task(f"verify {environment.name}", total=sum(1 for _ in read_lines(cases)))
         window: list[asyncio.Task[dict[str, Any]]] = []
 

@@ -1,0 +1,112 @@
+"""Is the answer the expected one? Pure functions from two texts to a verdict.
+
+`decide` is bounded and linear: equal text, or equal numbers by exact arithmetic (arithmetic.py). What it cannot tell goes to
+`symbolic`, math-verify's comparison, which has no bound of its own and runs in a worker only.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+from environments.competition_math.arithmetic import TooLarge, Undefined, Unsupported, Value, evaluate, same
+from environments.competition_math.extraction import Extracted, extract, search_boxed
+from gym_servers.protocol import Verdict
+
+_WRAPPERS = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|mbox|operatorname)\s*\{([^{}]*)\}")
+_DELIMITERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"))
+_NAME = re.compile(r"(?:[a-zA-Z]|[a-zA-Z]\s*\([a-z]\))\s*=(?!=)\s*")
+_NAMED_AFTER = re.compile(r"\s*=\s*[a-zA-Z]$")
+_TRAILING = re.compile(r"(?:\\(?:quad|qquad|,|;|!)|~|\s|\.)+$")
+_DEGREES = re.compile(r"\s*(?:\^\s*\{?\s*\\circ\s*\}?|°)$")
+_UNIT = re.compile(
+    r"(?<=[0-9)}])\s*(?:\\(?:text|mathrm|mbox)\s*\{\s*[a-zA-Z /^0-9]{1,30}\}(?:\^\{?[23]\}?)?|\s[a-zA-Z]{2,20})$"
+)
+
+
+def plain(text: str) -> str:
+    """`text` without what does not change its value: math delimiters, a box, font commands, one `x =`, a unit, degrees."""
+    text = text.replace("−", "-").strip()
+    content = search_boxed(text)
+    if content is not None:
+        text = content.strip()
+    for opening, closing in _DELIMITERS:
+        if text.startswith(opening) and text.endswith(closing) and len(text) > len(opening) + len(closing):
+            text = text[len(opening) : -len(closing)].strip()
+            break
+    text = _TRAILING.sub("", text)
+    text = _DEGREES.sub("", _UNIT.sub("", text))
+    text = _WRAPPERS.sub(lambda match: match.group(1), text).strip()
+    if text.count("=") == 1:
+        text = _NAMED_AFTER.sub("", text)
+    name = _NAME.match(text)
+    return text[name.end() :] if name and "=" not in text[name.end() :] else text
+
+
+def number(text: str) -> Value:
+    """Value of `text`; a percentage is a hundredth of its number. Raises what `evaluate` raises."""
+    if text.endswith("%"):
+        value = evaluate(text[:-1].removesuffix("\\").strip())
+        return Value(
+            value.number * Fraction(1, 100) if isinstance(value.number, Fraction) else value.number / 100, value.decimal
+        )
+    return evaluate(text)
+
+
+def verdict(right: bool, answer: str, expected: str, how: str) -> Verdict:
+    """The verdict on an extracted answer."""
+    shown = answer if len(answer) <= 80 else answer[:77] + "..."
+    relation = "equals" if right else "is not"
+    return Verdict(
+        reward=float(right),
+        explanation=f"The answer '{shown}' {relation} the expected '{expected}' ({how}).",
+        parts={"extracted_answer": answer[:500], "how": how},
+    )
+
+
+def decide(text: str, expected: str, *, require_box: bool = False) -> tuple[Verdict | None, Extracted | None]:
+    """(verdict, answer); the verdict is None where only the symbolic comparison can tell."""
+    answer = extract(text, require_box=require_box)
+    if answer is None:
+        return Verdict(reward=0.0, explanation="There is no answer in the text.", parts={"how": "no answer"}), None
+    gold, given = plain(expected), plain(answer.text)
+    try:
+        gold_value = number(gold)
+    except (Unsupported, Undefined, TooLarge):
+        gold_value = None
+    try:
+        given_value = number(given)
+    except (Undefined, TooLarge) as error:
+        if gold_value is not None or "\\" not in gold:
+            why = "undefined" if isinstance(error, Undefined) else "too large to compute"
+            return verdict(False, answer.text, expected, why), answer
+        return None, answer
+    except Unsupported:
+        if given and given == gold:
+            return verdict(True, answer.text, expected, "same text"), answer
+        return None, answer
+    if gold_value is None:
+        return None, answer
+    equal = same(gold_value, given_value)
+    if equal is None:
+        return None, answer
+    return verdict(equal, answer.text, expected, "exact arithmetic"), answer
+
+
+def prepare() -> None:
+    """Import what `symbolic` needs, outside anybody's CPU limit."""
+    import math_verify  # noqa: F401
+
+
+def symbolic(answer: Extracted, expected: str) -> Verdict:
+    """math-verify's comparison, gold first. Unbounded in time and memory: for workers only."""
+    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+
+    gold_text = expected if search_boxed(expected) is not None else f"\\boxed{{{plain(expected)}}}"
+    gold = parse(gold_text, extraction_config=[LatexExtractionConfig()], parsing_timeout=None)
+    given = parse(
+        f"\\boxed{{{answer.text}}}",
+        extraction_config=[ExprExtractionConfig(), LatexExtractionConfig()],
+        parsing_timeout=None,
+    )
+    return verdict(bool(verify(gold, given, timeout_seconds=None)), answer.text, expected, "math-verify")
