@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from gym_servers.protocol import Item, RowError, Verdict
+from gym_servers.protocol import Item, OmnigymError, RowError, Verdict
 
 Split = Literal["train", "heldout"]
 
@@ -85,7 +85,7 @@ class Environment(ABC):
     def generate(self, n: int, seed: int, split: Split) -> Iterator[dict[str, Any]]:
         """`n` seeded task rows of graded difficulty (`difficulty` in [0, 1] is a field of each row). Deterministic in
         (n-prefix, seed, split); parameters of train and heldout are disjoint."""
-        raise NotImplementedError(f"environment '{self.name}' has no generator")
+        raise OmnigymError(f"environment '{self.name}' has no generator: its tasks come from a file")
 
     @classmethod
     def folder(cls) -> Path:

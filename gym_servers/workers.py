@@ -252,7 +252,8 @@ class WorkerPool:
                 raise
         try:
             for last in (False, True):
-                worker: _Worker = self._idle_worker(fresh) or await asyncio.to_thread(self._new_worker)
+                idle = self._idle_worker(fresh)
+                worker = idle if idle is not None else await asyncio.to_thread(self._new_worker)
                 began = time.monotonic()
                 try:
                     async with asyncio.timeout(wall_seconds):

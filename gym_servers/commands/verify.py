@@ -49,6 +49,10 @@ async def verify_line(environment: Environment, pool: WorkerPool, where: str, li
             )
         response = request.get("response")
         output = response.get("output") if isinstance(response, dict) else None
+        if isinstance(response, dict) and response.get("error"):  # what failed upstream is no answer to grade
+            raise FailureError(
+                Failure(kind="model_error", message=f"{where}: the response failed: {response['error']}")
+            )
         if not isinstance(output, list) or not all(isinstance(item, dict) for item in output):
             raise RowError(f"{where}: field 'request.response.output' must be a list of Responses items")
         verdict = await judge(environment, {k: v for k, v in request.items() if k != "response"}, output, pool)
