@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Iterator
+from typing import Any, ClassVar
 
+from environments.structured_outputs import generator
 from environments.structured_outputs.schemas import small_text
 from environments.structured_outputs.verifier import StructuredRow, StructuredSettings, verdict
-from gym_servers.environment import Environment, Row, Settings
+from gym_servers.environment import Environment, Row, Settings, Split
 from gym_servers.protocol import Item, Verdict, final_text, function_calls
 
 QUICK_CHARS = 8192
@@ -35,3 +37,13 @@ class StructuredOutputs(Environment):
     def verify(self, row: Row, output: list[Item]) -> Verdict:
         assert isinstance(row, StructuredRow)
         return verdict(row, output, self.settings)
+
+    def gold(self, row: Row) -> list[Item] | None:
+        """The generator's own answer; published rows carry none."""
+        text = (row.model_extra or {}).get("gold_answer")
+        if not isinstance(text, str):
+            return None
+        return [{"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": text}]}]
+
+    def generate(self, n: int, seed: int, split: Split) -> Iterator[dict[str, Any]]:
+        return generator.generate(n, seed, split)

@@ -1,0 +1,153 @@
+"""Seeded extraction tasks: a sentence, a schema, an answer in the asked format; worked examples are the dial of difficulty.
+
+Names and objects of train and held-out tasks are disjoint. Each schema has constraints that an empty or dummy value fails.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+NAMES = {
+    "train": ["Alice", "Ben", "Clara", "David", "Emma", "Felix", "Grace", "Henry", "Ivy", "Jonas", "Karen", "Leo"],
+    "heldout": ["Maria", "Nico", "Olivia", "Peter", "Ruth", "Simon", "Tara", "Victor"],
+}
+CITIES = {
+    "train": ["Paris", "Rome", "Berlin", "Madrid", "Oslo", "Vienna", "Lisbon", "Dublin"],
+    "heldout": ["Prague", "Athens", "Warsaw", "Helsinki"],
+}
+THINGS = {
+    "train": ["lamp", "chair", "book", "bottle", "table", "clock", "basket", "mirror"],
+    "heldout": ["pillow", "candle", "ladder", "teapot"],
+}
+
+Made = tuple[str, dict[str, Any], Any]
+"""document, schema, the values that the document states"""
+
+
+def _word(minimum: int = 2) -> dict[str, Any]:
+    return {"type": "string", "pattern": f"^[A-Za-z]{{{minimum},20}}$"}
+
+
+def _object(**properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+def _person(r: random.Random, split: str) -> Made:
+    name, age = r.choice(NAMES[split]), r.randint(18, 80)
+    schema = _object(name=_word(), age={"type": "integer", "minimum": 18, "maximum": 80})
+    return f"{name} is {age} years old.", schema, {"name": name, "age": age}
+
+
+def _product(r: random.Random, split: str) -> Made:
+    thing, price, stock = r.choice(THINGS[split]), r.randint(5, 99), r.randint(1, 60)
+    schema = _object(
+        item=_word(3), price={"type": "number", "minimum": 5}, stock={"type": "integer", "minimum": 1, "maximum": 60}
+    )
+    return (
+        f"The {thing} costs {price} dollars and {stock} are in stock.",
+        schema,
+        {"item": thing, "price": price, "stock": stock},
+    )
+
+
+def _trip(r: random.Random, split: str) -> Made:
+    name, city, days = r.choice(NAMES[split]), r.choice(CITIES[split]), r.randint(2, 14)
+    schema = _object(
+        traveller=_object(name=_word()), city=_word(3), days={"type": "integer", "minimum": 2, "maximum": 14}
+    )
+    return (
+        f"{name} stays in {city} for {days} days.",
+        schema,
+        {"traveller": {"name": name}, "city": city, "days": days},
+    )
+
+
+def _cities(r: random.Random, split: str) -> Made:
+    chosen = r.sample(CITIES[split], 3)
+    schema = _object(cities={"type": "array", "items": _word(3), "minItems": 3, "maxItems": 3, "uniqueItems": True})
+    return f"The tour visits {chosen[0]}, {chosen[1]} and {chosen[2]}.", schema, {"cities": chosen}
+
+
+def _rows(r: random.Random, split: str) -> Made:
+    people = [{"name": name, "age": r.randint(18, 80)} for name in r.sample(NAMES[split], 2)]
+    schema = {
+        "type": "array",
+        "minItems": 2,
+        "items": _object(name=_word(), age={"type": "integer", "minimum": 18, "maximum": 80}),
+    }
+    return f"{people[0]['name']} is {people[0]['age']} and {people[1]['name']} is {people[1]['age']}.", schema, people
+
+
+def _json(values: Any) -> str:
+    return json.dumps(values)
+
+
+def _yaml(values: Any) -> str:
+    return "\n".join(f"{key}: {value}" for key, value in values.items())
+
+
+def _toml(values: Any) -> str:
+    return "\n".join(f"{key} = {json.dumps(value)}" for key, value in values.items())
+
+
+def _csv(values: Any) -> str:
+    return "\n".join([",".join(values[0]), *(",".join(str(value) for value in row.values()) for row in values)])
+
+
+def _xml(values: Any) -> str:
+    return "<root>" + "".join(f"<{key}>{value}</{key}>" for key, value in values.items()) + "</root>"
+
+
+FAMILIES: list[tuple[str, float, int, str, Callable[[random.Random, str], Made], Callable[[Any], str]]] = [
+    ("json_person", 0.1, 1, "json", _person, _json),
+    ("yaml_person", 0.2, 1, "yaml", _person, _yaml),
+    ("json_product", 0.3, 1, "json", _product, _json),
+    ("json_list", 0.4, 1, "json", _cities, _json),
+    ("csv_people", 0.5, 1, "csv", _rows, _csv),
+    ("toml_product", 0.6, 1, "toml", _product, _toml),
+    ("json_nested", 0.7, 1, "json", _trip, _json),
+    ("json_person_bare", 0.8, 0, "json", _person, _json),
+    ("xml_product", 0.9, 0, "xml", _product, _xml),
+]
+"""name, difficulty, worked examples, format, maker, writer"""
+
+
+def _wrapped(schema: dict[str, Any], kind: str) -> dict[str, Any]:
+    return {"type": "object", "properties": {"root": schema}} if kind == "xml" else schema
+
+
+def _ask(document: str, schema: dict[str, Any], kind: str) -> str:
+    return (
+        f"Extract the data from the text as {kind.upper()} that matches this JSON schema. Answer with the {kind.upper()} only.\n"
+        f"Schema: {json.dumps(schema)}\nText: {document}"
+    )
+
+
+def generate(n: int, seed: int, split: str) -> Iterator[dict[str, Any]]:
+    """`n` rows, families in turn; row k is a function of (k, seed, split). Worked examples are train tasks."""
+    for k in range(n):
+        r = random.Random(f"structured_outputs|{seed}|{split}|{k}")
+        family, difficulty, shots, kind, make, write = FAMILIES[k % len(FAMILIES)]
+        document, schema, values = make(r, split)
+        schema = _wrapped(schema, kind)
+        turns = []
+        for _ in range(shots):
+            shown, _, shown_values = make(r, "train")
+            while shown == document:
+                shown, _, shown_values = make(r, "train")
+            turns.append({"role": "user", "content": _ask(shown, schema, kind)})
+            turns.append({"role": "assistant", "content": write(shown_values)})
+        turns.append({"role": "user", "content": _ask(document, schema, kind)})
+        yield {
+            "responses_create_params": {"input": turns},
+            "schema_str": json.dumps(schema),
+            "schema_type": kind,
+            "response_mode": "text",
+            "gold_answer": write(values),
+            "family": family,
+            "difficulty": difficulty,
+            "agent_ref": {"type": "responses_api_agents", "name": "structured_outputs"},
+        }
