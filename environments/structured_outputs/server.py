@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 from environments.structured_outputs import generator
 from environments.structured_outputs.schemas import small_text
 from environments.structured_outputs.verifier import StructuredRow, StructuredSettings, verdict
-from gym_servers.environment import Environment, Row, Settings, Split, Split
-from gym_servers.protocol import Item, OmnigymError, Verdict, final_text, function_calls
+from gym_servers.environment import Environment, Row, Settings, Split
+from gym_servers.protocol import Item, Verdict, final_text, function_calls
 
 QUICK_CHARS = 8192
 
@@ -47,23 +47,3 @@ class StructuredOutputs(Environment):
 
     def generate(self, n: int, seed: int, split: Split) -> Iterator[dict[str, Any]]:
         return generator.generate(n, seed, split)
-
-    def gold(self, row: Row) -> list[Item] | None:
-        """The answer that a generated row carries in `gold_answer`; published rows carry none."""
-        assert isinstance(row, StructuredRow)
-        answer = row.gold_answer
-        if answer is None:
-            return None
-        if row.response_mode == "tool_call":
-            return [call_item(row.tool_name or "", row.tool_payload_key or "", json.loads(answer), "gold")]
-        return [{"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": answer}]}]
-
-    def generate(self, n: int, seed: int, split: Split) -> Iterator[dict[str, Any]]:
-        """Extraction tasks of the families in the settings, in turn; see generator.py."""
-        families = self.settings.families or list(FAMILIES)
-        unknown = sorted(set(families) - set(FAMILIES))
-        if unknown:
-            raise OmnigymError(
-                f"environment '{self.name}': setting 'families': unknown {unknown}; known: {', '.join(FAMILIES)}"
-            )
-        return generate(n, seed, split, families)

@@ -18,8 +18,6 @@ class StructuredSettings(Settings):
     """Read XML text as the type that the schema asks for; False: all text stays strings."""
     csv_coerce_types: bool = True
     """The same for CSV cells."""
-    families: list[str] = []
-    """Families that the generator draws from, in turn; empty: all of generator.py."""
 
 
 class StructuredRow(Row):
@@ -31,8 +29,6 @@ class StructuredRow(Row):
     tool_name: str | None = None
     tool_payload_key: str | None = None
     tool_schema_mode: str | None = None
-    gold_answer: str | None = None
-    """Generated rows only: an answer that earns the reward (for tool calls the payload as JSON)."""
 
 
 def zero(kind: str, explanation: str) -> Verdict:
