@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from environments.structured_outputs.server import StructuredOutputs
+from environments.structured_outputs.verifier import StructuredSettings
 from gym_servers.protocol import RowError, Verdict
 from gym_servers.verification import judge
 from gym_servers.workers import WorkerPool
@@ -28,7 +29,8 @@ def pool() -> Iterator[WorkerPool]:
 
 def grade(case: dict[str, Any], pool: WorkerPool) -> Verdict:
     row = {key: value for key, value in case["request"].items() if key != "response"}
-    return asyncio.run(judge(StructuredOutputs(), row, case["request"]["response"]["output"], pool))
+    settings = StructuredSettings.model_validate(case.get("server_config") or {})
+    return asyncio.run(judge(StructuredOutputs(settings), row, case["request"]["response"]["output"], pool))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["id"])

@@ -1,0 +1,204 @@
+"""What every server has: a bearer token, body and time limits, one error envelope, health, metrics, drain.
+
+One plain ASGI layer around a FastAPI app: a verdict may cost half a millisecond of CPU, and stacked middlewares alone cost that.
+Every error is `{"error": {"type", "message", "request_id"}}`. While draining, new requests get 503 and those in flight finish.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import secrets
+import time
+from typing import Any
+
+import orjson
+from fastapi import FastAPI, HTTPException, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
+from pydantic import BaseModel, ConfigDict
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gym_servers.protocol import FailureError, OmnigymError, RowError
+
+log = logging.getLogger("omnigym.server")
+OPEN_PATHS = frozenset({"/healthz", "/readyz"})
+RETRY_AFTER_SECONDS = "1"
+
+
+class ServerSettings(BaseModel):
+    """Limits of a server. token None means no authentication, which is allowed on loopback only."""
+
+    model_config = ConfigDict(extra="forbid")
+    token: str | None = None
+    max_body_bytes: int = 16 << 20
+    request_seconds: float = 600.0
+
+
+def answer(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """A JSON response."""
+    return Response(
+        orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS), status, headers=headers, media_type="application/json"
+    )
+
+
+def problem(status: int, kind: str, message: str, request_id: str, **fields: Any) -> Response:
+    """The one error envelope."""
+    headers = {"X-Request-Id": request_id, **({"Retry-After": RETRY_AFTER_SECONDS} if status == 503 else {})}
+    return answer({"error": {"type": kind, "message": message, "request_id": request_id}, **fields}, status, headers)
+
+
+class TooLarge(Exception):
+    """A request body over the limit."""
+
+
+class Guard:
+    """The ASGI layer: token, limits, request id, metrics, drain."""
+
+    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
+        self.app = app
+        self.settings = settings
+        self.draining = False
+        self.in_flight = 0
+        self.registry = CollectorRegistry()
+        self.requests = Counter("omnigym_requests", "Requests", ["status"], registry=self.registry)
+        self.seconds = Histogram("omnigym_request_seconds", "Seconds a request took", registry=self.registry)
+        self._expected = f"Bearer {settings.token}".encode() if settings.token is not None else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        request_id = headers.get(b"x-request-id", b"").decode("latin-1")[:64] or secrets.token_hex(8)
+        scope.setdefault("state", {})["request_id"] = request_id
+        refusal = self._refusal(scope["path"], headers, request_id)
+        if refusal is not None:
+            self.requests.labels(str(refusal.status_code)).inc()
+            await refusal(scope, receive, send)
+            return
+        status = 500
+        received = 0
+        started = False
+
+        async def limited() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self.settings.max_body_bytes:
+                raise TooLarge
+            return message
+
+        async def watched(message: Message) -> None:
+            nonlocal status, started
+            if message["type"] == "http.response.start":
+                status, started = message["status"], True
+            await send(message)
+
+        began = time.perf_counter()
+        self.in_flight += 1
+        try:
+            async with asyncio.timeout(self.settings.request_seconds):
+                await self.app(scope, limited, watched)
+        except (TooLarge, TimeoutError) as error:
+            if started:
+                raise
+            if isinstance(error, TooLarge):
+                message = f"the body is larger than {self.settings.max_body_bytes} bytes"
+                response = problem(413, "body_too_large", message, request_id)
+            else:
+                message = f"no answer within {self.settings.request_seconds:g} s"
+                response = problem(503, "timeout", message, request_id, retryable=True)
+            status = response.status_code
+            await response(scope, receive, send)
+        finally:
+            self.in_flight -= 1
+            self.requests.labels(str(status)).inc()
+            self.seconds.observe(time.perf_counter() - began)
+
+    def _refusal(self, path: str, headers: dict[bytes, bytes], request_id: str) -> Response | None:
+        if path in OPEN_PATHS:
+            return None
+        if self._expected is not None and not hmac.compare_digest(headers.get(b"authorization", b""), self._expected):
+            return problem(401, "unauthorized", "send the header 'Authorization: Bearer <token>'", request_id)
+        if self.draining:
+            return problem(503, "draining", "the server is stopping", request_id, retryable=True)
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length) > self.settings.max_body_bytes:
+            message = f"the body is larger than {self.settings.max_body_bytes} bytes"
+            return problem(413, "body_too_large", message, request_id)
+        return None
+
+    async def drain(self, seconds: float) -> bool:
+        """Refuse new requests and wait for those in flight. False where some were still running after `seconds`."""
+        self.draining = True
+        deadline = time.monotonic() + seconds
+        while self.in_flight and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        return self.in_flight == 0
+
+
+async def read_object(request: Request) -> dict[str, Any]:
+    """The body as a JSON object. Raises RowError."""
+    try:
+        body = orjson.loads(await request.body())
+    except orjson.JSONDecodeError as error:
+        raise RowError(f"the body is not valid JSON: {error}") from None
+    if not isinstance(body, dict):
+        raise RowError(f"the body must be a JSON object, found {type(body).__name__}")
+    return body
+
+
+def build(app: FastAPI, settings: ServerSettings) -> Guard:
+    """`app` with health, metrics and the error envelope, inside its Guard."""
+    guard = Guard(app, settings)
+
+    def identify(request: Request) -> str:
+        return str(request.scope.get("state", {}).get("request_id", ""))
+
+    @app.exception_handler(TooLarge)
+    async def too_large(request: Request, error: TooLarge) -> Response:
+        return problem(
+            413, "body_too_large", f"the body is larger than {settings.max_body_bytes} bytes", identify(request)
+        )
+
+    @app.exception_handler(RowError)
+    async def bad_row(request: Request, error: RowError) -> Response:
+        return problem(422, "bad_row", str(error), identify(request))
+
+    @app.exception_handler(FailureError)
+    async def failed(request: Request, error: FailureError) -> Response:
+        failure = error.failure
+        return problem(503, failure.kind, failure.message, identify(request), retryable=failure.retryable)
+
+    @app.exception_handler(OmnigymError)
+    async def refused(request: Request, error: OmnigymError) -> Response:
+        return problem(400, "invalid_request", str(error), identify(request))
+
+    @app.exception_handler(HTTPException)
+    @app.exception_handler(404)
+    @app.exception_handler(405)
+    async def http(request: Request, error: HTTPException) -> Response:
+        kind = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
+        return problem(
+            error.status_code, kind, f"{request.method} {request.url.path}: {error.detail}", identify(request)
+        )
+
+    @app.exception_handler(Exception)
+    async def bug(request: Request, error: Exception) -> Response:
+        log.exception("request %s failed", identify(request))
+        return problem(500, "internal_error", f"{type(error).__name__}: see the server's log", identify(request))
+
+    @app.get("/healthz")
+    async def healthz() -> Response:
+        return answer({"status": "ok"})
+
+    @app.get("/readyz")
+    async def readyz() -> Response:
+        return answer({"status": "draining" if guard.draining else "ready"}, 503 if guard.draining else 200)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(generate_latest(guard.registry), media_type=CONTENT_TYPE_LATEST)
+
+    return guard
