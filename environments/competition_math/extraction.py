@@ -23,6 +23,7 @@ _NUMBER = re.compile(
 _NUMBERS_ONLY = re.compile(r"[0-9.,;/+\-\s]+")
 _LIST_BEFORE = re.compile(r"[0-9](?:[\s,;]+|\s*(?:and|or)\s+)$")
 _JOIN = re.compile(r"\s*(?:,\s*)?(?:and|or|,)\s*")
+_ANSWER = re.compile("answer", re.IGNORECASE | re.ASCII)
 _E_NOTATION = re.compile(r"[eE][+-]?[0-9]")
 
 
@@ -76,7 +77,7 @@ def extract(text: str, *, require_box: bool = False) -> Extracted | None:
     stripped = text.strip()
     if _NUMBERS_ONLY.fullmatch(stripped) and any(character.isdigit() for character in stripped):
         return Extracted(stripped.rstrip(".,;"), False)
-    anchor = text.lower().rfind("answer")
+    anchor = max((match.start() for match in _ANSWER.finditer(text)), default=-1)
     environments = _environments(text)
     if anchor >= 0:
         found = _after_anchor(text, anchor + len("answer"), environments)

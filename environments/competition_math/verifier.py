@@ -22,6 +22,10 @@ _DEGREES = re.compile(r"\s*(?:\^\s*\{?\s*\\circ\s*\}?|°)$")
 _UNIT = re.compile(
     r"(?<=[0-9)}])\s*(?:\\(?:text|mathrm|mbox)\s*\{\s*[a-zA-Z /^0-9]{1,30}\}(?:\^\{?[23]\}?)?|\s[a-zA-Z]{2,20})$"
 )
+_SCALE = re.compile(r"hundred|thousand|million|billion|trillion|dozen", re.IGNORECASE)
+_SEVERAL = re.compile(r"[0-9]\s+[0-9]")
+_MIXED_NUMBER = re.compile(r"-?\s*[0-9]+\s+[0-9]+\s*/\s*[0-9]+")
+_WORD = re.compile(r"[A-Za-z][A-Za-z '-]{2,}")
 
 
 def plain(text: str) -> str:
@@ -35,7 +39,9 @@ def plain(text: str) -> str:
             text = text[len(opening) : -len(closing)].strip()
             break
     text = _TRAILING.sub("", text)
-    text = _DEGREES.sub("", _UNIT.sub("", text))
+    if not _SCALE.search(text):  # "5 million" is not 5
+        text = _UNIT.sub("", text)
+    text = _DEGREES.sub("", text)
     text = _WRAPPERS.sub(lambda match: match.group(1), text).strip()
     if text.count("=") == 1:
         text = _NAMED_AFTER.sub("", text)
@@ -70,10 +76,20 @@ def decide(text: str, expected: str, *, require_box: bool = False) -> tuple[Verd
     if answer is None:
         return Verdict(reward=0.0, explanation="There is no answer in the text.", parts={"how": "no answer"}), None
     gold, given = plain(expected), plain(answer.text)
+    if _WORD.fullmatch(gold):  # as a product of letters, "sYe" would be "Yes"
+        return verdict(given.casefold() == gold.casefold(), answer.text, expected, "same words"), answer
+    if given.count("=") > 1 and given != gold:  # math-verify takes any side of a chain, so "x = 11 = 12" would be both
+        return verdict(False, answer.text, expected, "a chain of equations"), answer
+    if _SEVERAL.search(given) and not _MIXED_NUMBER.fullmatch(given) and given != gold:  # read as a sum otherwise
+        return verdict(False, answer.text, expected, "numbers side by side"), answer
     try:
         gold_value = number(gold)
     except (Unsupported, Undefined, TooLarge):
         gold_value = None
+    if gold_value is not None and "=" in given:
+        return verdict(False, answer.text, expected, "an equation, not a number"), answer
+    if _SCALE.search(given) and not _SCALE.search(gold):
+        return verdict(False, answer.text, expected, "a number word that was not asked for"), answer
     try:
         given_value = number(given)
     except (Undefined, TooLarge) as error:
@@ -100,13 +116,14 @@ def prepare() -> None:
 
 def symbolic(answer: Extracted, expected: str) -> Verdict:
     """math-verify's comparison, gold first. Unbounded in time and memory: for workers only."""
-    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+    from math_verify import LatexExtractionConfig, parse, verify
 
     gold_text = expected if search_boxed(expected) is not None else f"\\boxed{{{plain(expected)}}}"
     gold = parse(gold_text, extraction_config=[LatexExtractionConfig()], parsing_timeout=None)
     given = parse(
         f"\\boxed{{{answer.text}}}",
-        extraction_config=[ExprExtractionConfig(), LatexExtractionConfig()],
+        # LaTeX only: the expression parser would hand the model's text to sympy's parse_expr.
+        extraction_config=[LatexExtractionConfig()],
         parsing_timeout=None,
     )
     return verdict(bool(verify(gold, given, timeout_seconds=None)), answer.text, expected, "math-verify")
