@@ -37,6 +37,7 @@ def bind(host: str, port: int) -> socket.socket:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((host, port))
+        sock.listen(2048)  # before the address is printed: who reads it may connect at once
     except OSError as error:
         sock.close()
         raise OmnigymError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port, or 0") from None
