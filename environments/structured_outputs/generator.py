@@ -24,11 +24,17 @@ THINGS = {
 }
 
 Made = tuple[str, dict[str, Any], Any]
-"""document, schema, the values that the document states"""
+"""document, schema that these values fit, the values that the document states"""
 
 
 def _word(minimum: int = 2) -> dict[str, Any]:
     return {"type": "string", "pattern": f"^[A-Za-z]{{{minimum},20}}$"}
+
+
+def _near(value: int, width: int) -> dict[str, Any]:
+    """An integer of the same range of `width` as `value`."""
+    low = value - value % width
+    return {"type": "integer", "minimum": low, "maximum": low + width - 1}
 
 
 def _object(**properties: Any) -> dict[str, Any]:
@@ -36,48 +42,35 @@ def _object(**properties: Any) -> dict[str, Any]:
 
 
 def _person(r: random.Random, split: str) -> Made:
-    name, age = r.choice(NAMES[split]), r.randint(18, 80)
-    schema = _object(name=_word(), age={"type": "integer", "minimum": 18, "maximum": 80})
-    return f"{name} is {age} years old.", schema, {"name": name, "age": age}
+    name, age = r.choice(NAMES[split]), r.randint(20, 89)
+    return f"{name} is {age} years old.", _object(name=_word(), age=_near(age, 10)), {"name": name, "age": age}
 
 
 def _product(r: random.Random, split: str) -> Made:
     thing, price, stock = r.choice(THINGS[split]), r.randint(5, 99), r.randint(1, 60)
-    schema = _object(
-        item=_word(3), price={"type": "number", "minimum": 5}, stock={"type": "integer", "minimum": 1, "maximum": 60}
-    )
-    return (
-        f"The {thing} costs {price} dollars and {stock} are in stock.",
-        schema,
-        {"item": thing, "price": price, "stock": stock},
-    )
+    schema = _object(item=_word(3), price=_near(price, 10), stock={"type": "integer", "minimum": 1, "maximum": 60})
+    values = {"item": thing, "price": price, "stock": stock}
+    return f"The {thing} costs {price} dollars and {stock} are in stock.", schema, values
 
 
 def _trip(r: random.Random, split: str) -> Made:
-    name, city, days = r.choice(NAMES[split]), r.choice(CITIES[split]), r.randint(2, 14)
-    schema = _object(
-        traveller=_object(name=_word()), city=_word(3), days={"type": "integer", "minimum": 2, "maximum": 14}
-    )
-    return (
-        f"{name} stays in {city} for {days} days.",
-        schema,
-        {"traveller": {"name": name}, "city": city, "days": days},
-    )
+    name, city, days = r.choice(NAMES[split]), r.choice(CITIES[split]), r.randint(4, 19)
+    schema = _object(traveller=_object(name=_word()), city=_word(3), days=_near(days, 4))
+    return f"{name} stays in {city} for {days} days.", schema, {"traveller": {"name": name}, "city": city, "days": days}
 
 
 def _cities(r: random.Random, split: str) -> Made:
     chosen = r.sample(CITIES[split], 3)
-    schema = _object(cities={"type": "array", "items": _word(3), "minItems": 3, "maxItems": 3, "uniqueItems": True})
+    allowed = sorted({*chosen, *r.sample(CITIES[split], 1)})
+    items = {"type": "string", "enum": allowed}
+    schema = _object(cities={"type": "array", "items": items, "minItems": 3, "maxItems": 3, "uniqueItems": True})
     return f"The tour visits {chosen[0]}, {chosen[1]} and {chosen[2]}.", schema, {"cities": chosen}
 
 
 def _rows(r: random.Random, split: str) -> Made:
-    people = [{"name": name, "age": r.randint(18, 80)} for name in r.sample(NAMES[split], 2)]
-    schema = {
-        "type": "array",
-        "minItems": 2,
-        "items": _object(name=_word(), age={"type": "integer", "minimum": 18, "maximum": 80}),
-    }
+    decade = r.randint(2, 8) * 10
+    people = [{"name": name, "age": decade + r.randint(0, 9)} for name in r.sample(NAMES[split], 2)]
+    schema = {"type": "array", "minItems": 2, "items": _object(name=_word(), age=_near(decade, 10))}
     return f"{people[0]['name']} is {people[0]['age']} and {people[1]['name']} is {people[1]['age']}.", schema, people
 
 
@@ -126,20 +119,32 @@ def _ask(document: str, schema: dict[str, Any], kind: str) -> str:
     )
 
 
+def _fits(values: Any, schema: dict[str, Any]) -> bool:
+    """Whether a worked example's answer would pass the task's schema too; only what the makers above use."""
+    if isinstance(values, dict):
+        return all(_fits(value, schema["properties"][key]) for key, value in values.items())
+    if isinstance(values, list):
+        return all(_fits(value, schema["items"]) for value in values)
+    if isinstance(values, int):
+        return bool(schema["minimum"] <= values <= schema["maximum"])
+    return values in schema["enum"] if "enum" in schema else True
+
+
 def generate(n: int, seed: int, split: str) -> Iterator[dict[str, Any]]:
-    """`n` rows, families in turn; row k is a function of (k, seed, split). Worked examples are train tasks."""
+    """`n` rows, families in turn; row k is a function of (k, seed, split). Worked examples are train tasks whose answer
+    fails the task's own schema: copying one earns nothing."""
     for k in range(n):
         r = random.Random(f"structured_outputs|{seed}|{split}|{k}")
         family, difficulty, shots, kind, make, write = FAMILIES[k % len(FAMILIES)]
         document, schema, values = make(r, split)
-        schema = _wrapped(schema, kind)
         turns = []
         for _ in range(shots):
-            shown, _, shown_values = make(r, "train")
-            while shown == document:
-                shown, _, shown_values = make(r, "train")
-            turns.append({"role": "user", "content": _ask(shown, schema, kind)})
+            shown, shown_schema, shown_values = make(r, "train")
+            while _fits(shown_values, schema):
+                shown, shown_schema, shown_values = make(r, "train")
+            turns.append({"role": "user", "content": _ask(shown, _wrapped(shown_schema, kind), kind)})
             turns.append({"role": "assistant", "content": write(shown_values)})
+        schema = _wrapped(schema, kind)
         turns.append({"role": "user", "content": _ask(document, schema, kind)})
         yield {
             "responses_create_params": {"input": turns},

@@ -159,11 +159,13 @@ def test_a_stopped_server_leaves_no_process() -> None:
     import psutil
 
     process, url = start("competition_math", "--auth", "none")
-    httpx.post(f"{url}/verify", json=body("\\boxed{x}", expected_answer="x+1"), timeout=60, trust_env=False)
-    children = psutil.Process(process.pid).children(recursive=True)
-    assert children
-    process.send_signal(signal.SIGTERM)
-    process.wait(40)
+    try:
+        httpx.post(f"{url}/verify", json=body("\\boxed{x}", expected_answer="x+1"), timeout=60, trust_env=False)
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert children
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(40)
     _, alive = psutil.wait_procs(children, timeout=10)
     assert alive == []
 

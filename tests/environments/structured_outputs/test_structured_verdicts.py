@@ -61,6 +61,23 @@ def test_a_degenerate_answer_earns_nothing_on_any_generated_task(lazy: str, pool
         assert asyncio.run(judge(StructuredOutputs(), row, output, pool)).reward == 0.0
 
 
+def test_an_answer_that_copies_the_worked_example_earns_nothing(pool: WorkerPool) -> None:
+    copied = 0
+    for row in StructuredOutputs().generate(180, 5, "heldout"):
+        for turn in row["responses_create_params"]["input"]:
+            if turn["role"] == "assistant":
+                output = [
+                    {
+                        "type": "message",
+                        "role": "assistant",
+                        "content": [{"type": "output_text", "text": turn["content"]}],
+                    }
+                ]
+                assert asyncio.run(judge(StructuredOutputs(), row, output, pool)).reward == 0.0, (row["family"], turn)
+                copied += 1
+    assert copied == 140
+
+
 def test_train_and_heldout_share_no_task() -> None:
     environment = StructuredOutputs()
     train = {row["gold_answer"] for row in environment.generate(900, 0, "train")}
