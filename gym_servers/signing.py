@@ -1,32 +1,49 @@
-"""Rollout ids that a client can carry in a URL and cannot make up: `<id>.<HMAC-SHA256>`, URL-safe."""
+"""Signed rollout ids for URLs: `/r/<signed id>/v1`. A rollout can reach its own ledger and nobody else's.
+
+The form is `base64url(id).base64url(first 16 bytes of HMAC-SHA256(secret, id))`, without padding.
+"""
 
 from __future__ import annotations
 
 import base64
-import hashlib
+import binascii
 import hmac
 
 from gym_servers.protocol import OmnigymError
 
+MAX_ID_BYTES = 512
+TAG_BYTES = 16
 
-class BadSignature(OmnigymError):
-    """An id that this deployment did not sign."""
+
+class SignatureError(OmnigymError):
+    """A signed rollout id that this deployment did not make."""
 
 
-def _mac(text: str, secret: str) -> str:
-    digest = hmac.new(secret.encode(), text.encode(), hashlib.sha256).digest()
-    return base64.urlsafe_b64encode(digest[:24]).decode()
+def _encode(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+def _tag(body: bytes, secret: str) -> bytes:
+    return hmac.digest(secret.encode(), body, "sha256")[:TAG_BYTES]
 
 
 def sign_rollout_id(rollout_id: str, secret: str) -> str:
-    """`rollout_id` with its signature, safe in a URL's path."""
-    text = base64.urlsafe_b64encode(rollout_id.encode()).decode().rstrip("=")
-    return f"{text}.{_mac(text, secret)}"
+    """`rollout_id` with its tag, safe in a URL path. Raises SignatureError for an id that is empty or too long."""
+    body = rollout_id.encode()
+    if not 0 < len(body) <= MAX_ID_BYTES:
+        raise SignatureError(f"a rollout id has 1 to {MAX_ID_BYTES} bytes, this one has {len(body)}")
+    return f"{_encode(body)}.{_encode(_tag(body, secret))}"
 
 
 def check_rollout_id(signed: str, secret: str) -> str:
-    """The rollout id inside. Raises BadSignature."""
-    text, _, mac = signed.partition(".")
-    if not hmac.compare_digest(mac.encode(), _mac(text, secret).encode()):
-        raise BadSignature("the rollout id in the URL is not signed by this deployment: ask the run for a new URL")
-    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode()
+    """The rollout id inside `signed`. Raises SignatureError where the tag is not ours."""
+    body, _, tag = signed.partition(".")
+    try:
+        raw = base64.b64decode(body + "=" * (-len(body) % 4), altchars=b"-_", validate=True)
+        given = base64.b64decode(tag + "=" * (-len(tag) % 4), altchars=b"-_", validate=True)
+        rollout_id = raw.decode()
+    except (binascii.Error, ValueError):
+        raise SignatureError("the rollout id in the URL is malformed: use the base URL that the collector gave") from None
+    if len(raw) > MAX_ID_BYTES or not hmac.compare_digest(given, _tag(raw, secret)):
+        raise SignatureError("the rollout id in the URL is not signed by this deployment: use the collector's base URL")
+    return rollout_id

@@ -1,6 +1,6 @@
-"""What a closed ledger is, and its binary form: a JSON header, then the token arrays one after the other.
+"""A closed ledger on its way to the collector: a JSON header, then the token arrays as raw little-endian numbers.
 
-Layout: 8 bytes "OGLEDG01", u32 header length, the header (JSON), then per segment token_ids (<i4), lp_gen (<f8) and mask (u1).
+Layout: magic `OGL1`, header length (uint32), header, then per segment token_ids (int32), mask (uint8), lp_gen (float64).
 """
 
 from __future__ import annotations
@@ -10,66 +10,80 @@ from typing import Literal
 
 import numpy as np
 import orjson
-from pydantic import BaseModel
+from pydantic import BaseModel, Field, ValidationError
 
-from gym_servers.protocol import Segment
+from gym_servers.protocol import OmnigymError, Segment
 
-MAGIC = b"OGLEDG01"
+MAGIC = b"OGL1"
+BYTES_PER_TOKEN = 4 + 1 + 8
+
+
+class WireError(OmnigymError):
+    """Bytes that are not a packed ledger."""
 
 
 class LedgerExport(BaseModel):
-    """Everything the model server sampled for one rollout.
+    """What one rollout sampled, as the model server recorded it.
 
-    usage: the engine's own counts over all calls: prompt_tokens, sampled_tokens, requests.
-    dropped: sampled tokens that are in no segment (calls that were aborted); segments' masks plus dropped equal sampled_tokens.
+    usage: the engine's own counts over all calls, aborted ones included: prompt_tokens, sampled_tokens, requests.
+    finish_reasons: one per call that ended, in order. dropped: sampled tokens in no segment (aborted calls).
+    sampled_tokens = sum of the segments' masks + dropped.
+    temperature: of every call of the rollout; None where there was none.
     """
 
     rollout_id: str
-    segments: list[Segment] = []
-    usage: dict[str, int] = {"prompt_tokens": 0, "sampled_tokens": 0, "requests": 0}
-    finish_reasons: list[str] = []
+    segments: list[Segment] = Field(default_factory=list)
+    usage: dict[str, int] = Field(default_factory=lambda: {"prompt_tokens": 0, "sampled_tokens": 0, "requests": 0})
+    finish_reasons: list[str] = Field(default_factory=list)
     truncated: bool = False
     truncation_reason: Literal["", "max_tokens", "context"] = ""
     dropped: int = 0
+    temperature: float | None = None
 
 
 def pack_ledger(ledger: LedgerExport) -> bytes:
-    """Binary form of a ledger."""
+    """`ledger` as bytes; `unpack_ledger` gives back an equal one."""
     header = ledger.model_dump(exclude={"segments"})
     header["segments"] = [
-        {"n": len(s.token_ids), "weight_version": s.weight_version, "break_reason": s.break_reason}
+        {"length": len(s.token_ids), "weight_version": s.weight_version, "break_reason": s.break_reason}
         for s in ledger.segments
     ]
     head = orjson.dumps(header)
     parts = [MAGIC, struct.pack("<I", len(head)), head]
-    for s in ledger.segments:
-        parts.append(np.asarray(s.token_ids, dtype="<i4").tobytes())
-        parts.append(np.asarray(s.lp_gen, dtype="<f8").tobytes())
-        parts.append(np.asarray(s.mask, dtype="u1").tobytes())
+    for segment in ledger.segments:
+        parts.append(np.asarray(segment.token_ids, "<i4").tobytes())
+        parts.append(np.asarray(segment.mask, "u1").tobytes())
+        parts.append(np.asarray(segment.lp_gen, "<f8").tobytes())
     return b"".join(parts)
 
 
-def unpack_ledger(body: bytes) -> LedgerExport:
-    """The ledger in `body`. Raises ValueError where it is cut off or something else."""
-    if body[:8] != MAGIC or len(body) < 12:
-        raise ValueError("not a ledger: the first bytes are wrong")
-    (size,) = struct.unpack_from("<I", body, 8)
-    header = orjson.loads(body[12 : 12 + size])
-    place = 12 + size
-    segments = []
-    for head in header.pop("segments"):
-        n = head.pop("n")
-        if len(body) < place + 13 * n:
-            raise ValueError(f"the ledger is cut off: {len(body)} bytes, at least {place + 13 * n} expected")
-        segments.append(
-            Segment(
-                token_ids=np.frombuffer(body, "<i4", n, place).tolist(),
-                lp_gen=np.frombuffer(body, "<f8", n, place + 4 * n).tolist(),
-                mask=np.frombuffer(body, "u1", n, place + 12 * n).tolist(),
-                **head,
+def unpack_ledger(data: bytes) -> LedgerExport:
+    """The ledger in `data`. Raises WireError for anything but the exact output of `pack_ledger`."""
+    if len(data) < 8 or data[:4] != MAGIC:
+        raise WireError(f"not a packed ledger: it starts with {data[:4]!r}, expected {MAGIC!r}")
+    (size,) = struct.unpack_from("<I", data, 4)
+    try:
+        header = orjson.loads(data[8 : 8 + size])
+        described = header.pop("segments")
+        lengths = [int(s["length"]) for s in described]
+        if min(lengths, default=0) < 0 or 8 + size + BYTES_PER_TOKEN * sum(lengths) != len(data):
+            raise WireError(f"packed ledger of {len(data)} bytes does not hold segments of {lengths[:8]} tokens")
+        at = 8 + size
+        segments = []
+        for length, about in zip(lengths, described, strict=True):
+            ids = np.frombuffer(data, "<i4", length, at)
+            mask = np.frombuffer(data, "u1", length, at + 4 * length)
+            lp_gen = np.frombuffer(data, "<f8", length, at + 5 * length)
+            at += BYTES_PER_TOKEN * length
+            segments.append(
+                Segment(
+                    token_ids=ids.tolist(),
+                    mask=mask.tolist(),
+                    lp_gen=lp_gen.tolist(),
+                    weight_version=about["weight_version"],
+                    break_reason=about["break_reason"],
+                )
             )
-        )
-        place += 13 * n
-    if place != len(body):
-        raise ValueError(f"{len(body) - place} bytes too many behind the ledger")
-    return LedgerExport(segments=segments, **header)
+        return LedgerExport(segments=segments, **header)
+    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError, ValidationError) as error:
+        raise WireError(f"damaged packed ledger: {type(error).__name__}: {error}") from None
