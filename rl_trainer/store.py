@@ -1,0 +1,216 @@
+"""The run folder: what a run writes, so that it can be looked at, and go on after a kill.
+
+    runs/<name>-<time>/
+      config.yaml          the resolved configuration
+      metrics.jsonl        one line per step, `{"step": ...}`; evaluations have `{"evaluation": ...}`
+      rollouts/LABEL.jsonl.gz   one gzip member per rollout, each one JSON line (zcat reads it)
+      rollouts/LABEL.tokens     token arrays of those rollouts, end to end
+      rollouts/LABEL.done       commit marker: sizes and count; written last
+      checkpoints/, tensorboard/, summary.json, report.html
+
+LABEL is `step_000012` or the name of an evaluation. Rollouts are write-ahead: the marker is on disk before the optimiser step,
+and a label without one is void. Token arrays: per segment token_ids (<i4), lp_gen (<f8) and mask (u1), so that floats come
+back bit for bit.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import orjson
+
+from gym_servers.protocol import OmnigymError, Rollout, Segment
+
+
+class StoreError(OmnigymError):
+    """A run folder that cannot be read or written; says which file and what to do."""
+
+
+def step_label(step: int) -> str:
+    """Label of a training step's rollouts."""
+    return f"step_{step:06d}"
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_whole(path: Path, body: bytes) -> None:
+    """Write a file that is there whole or not at all, also after a power cut."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(body)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise StoreError(f"cannot write {path}: {error.strerror}. Free some space, then resume the run.") from error
+
+
+class RolloutWriter:
+    """Writes the rollouts of one label as they end; `commit` makes them count."""
+
+    def __init__(self, folder: Path, label: str) -> None:
+        self.folder, self.label, self.count = folder, label, 0
+        (folder / f"{label}.done").unlink(missing_ok=True)
+        self._lines: IO[bytes] = (folder / f"{label}.jsonl.gz").open("wb")
+        self._tokens: IO[bytes] = (folder / f"{label}.tokens").open("wb")
+
+    def add(self, rollout: Rollout) -> None:
+        """Append one rollout. Raises StoreError where the disk is full."""
+        record = rollout.model_dump(mode="json", exclude={"segments"})
+        record["segments"] = [
+            {"n": len(s.token_ids), "weight_version": s.weight_version, "break_reason": s.break_reason}
+            for s in rollout.segments
+        ]
+        try:
+            record["tokens_at"] = self._tokens.tell()
+            for segment in rollout.segments:
+                self._tokens.write(np.asarray(segment.token_ids, dtype="<i4").tobytes())
+                self._tokens.write(np.asarray(segment.lp_gen, dtype="<f8").tobytes())
+                self._tokens.write(np.asarray(segment.mask, dtype="u1").tobytes())
+            self._lines.write(gzip.compress(orjson.dumps(record) + b"\n", 5, mtime=0))
+        except OSError as error:
+            raise StoreError(f"cannot write {self._lines.name}: {error.strerror}. Free some space, then resume.") from error
+        self.count += 1
+
+    def commit(self) -> None:
+        """Flush to disk, then write the marker."""
+        sizes = {}
+        for file in (self._lines, self._tokens):
+            file.flush()
+            os.fsync(file.fileno())
+            sizes[Path(file.name).suffix] = file.tell()
+            file.close()
+        marker = {"count": self.count, "lines": sizes[".gz"], "tokens": sizes[".tokens"]}
+        write_whole(self.folder / f"{self.label}.done", json.dumps(marker).encode())
+
+    def abandon(self) -> None:
+        """Close without a marker: what was written is void."""
+        self._lines.close()
+        self._tokens.close()
+
+
+class RunStore:
+    """One run folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.rollouts = folder / "rollouts"
+        self.checkpoints = folder / "checkpoints"
+        self.metrics_file = folder / "metrics.jsonl"
+
+    @classmethod
+    def create(cls, runs_folder: Path, name: str, config: str) -> RunStore:
+        """A new folder `<name>-<time>` under `runs_folder`."""
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        for suffix in ("", *(f"-{k}" for k in range(2, 100))):
+            folder = runs_folder / f"{name}-{stamp}{suffix}"
+            try:
+                folder.mkdir(parents=True)
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise StoreError(f"cannot make the run folder {folder}: {error.strerror}") from None
+            store = cls(folder)
+            store.rollouts.mkdir()
+            store.checkpoints.mkdir()
+            write_whole(folder / "config.yaml", config.encode())
+            return store
+        raise StoreError(f"no free name for a run folder {name}-{stamp} in {runs_folder}")
+
+    @classmethod
+    def open(cls, folder: Path) -> RunStore:
+        """An existing run. Raises StoreError where `folder` is none."""
+        if not (folder / "config.yaml").is_file():
+            raise StoreError(f"'{folder}' is no run folder: it holds no config.yaml")
+        store = cls(folder)
+        store.rollouts.mkdir(exist_ok=True)
+        store.checkpoints.mkdir(exist_ok=True)
+        return store
+
+    def writer(self, label: str) -> RolloutWriter:
+        """Start (or start again) the rollouts of `label`."""
+        return RolloutWriter(self.rollouts, label)
+
+    def committed(self, label: str) -> bool:
+        """Whether the rollouts of `label` are complete."""
+        return (self.rollouts / f"{label}.done").is_file()
+
+    def read(self, label: str) -> list[Rollout]:
+        """The committed rollouts of `label`. Raises StoreError where they are absent or damaged."""
+        return read_rollouts(self.rollouts, label)
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append one line to metrics.jsonl."""
+        line = orjson.dumps(record, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY) + b"\n"
+        try:
+            with self.metrics_file.open("ab") as file:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise StoreError(f"cannot write {self.metrics_file}: {error.strerror}. Free some space, then resume.") from error
+
+    def metrics(self) -> Iterator[dict[str, Any]]:
+        """Records of metrics.jsonl; a line that a kill cut off at the end is left out."""
+        if not self.metrics_file.is_file():
+            return
+        for line in self.metrics_file.read_bytes().splitlines():
+            try:
+                record = orjson.loads(line)
+            except orjson.JSONDecodeError:
+                continue
+            if isinstance(record, dict):
+                yield record
+
+    def forget_metrics_from(self, step: int) -> None:
+        """Drop records of steps that will be trained again, so that each step stands once."""
+        kept = [record for record in self.metrics() if record.get("step", -1) < step]
+        body = b"".join(orjson.dumps(record, option=orjson.OPT_NON_STR_KEYS) + b"\n" for record in kept)
+        write_whole(self.metrics_file, body)
+
+
+def read_rollouts(folder: Path, label: str) -> list[Rollout]:
+    """Rollouts of `label` in `folder`, in the order in which they ended."""
+    marker_file = folder / f"{label}.done"
+    if not marker_file.is_file():
+        raise StoreError(f"no complete rollouts '{label}' in {folder}")
+    marker = json.loads(marker_file.read_text())
+    lines = (folder / f"{label}.jsonl.gz").read_bytes()
+    tokens = (folder / f"{label}.tokens").read_bytes()
+    for name, found, expected in (("jsonl.gz", len(lines), marker["lines"]), ("tokens", len(tokens), marker["tokens"])):
+        if found != expected:
+            raise StoreError(f"{folder}/{label}.{name} has {found} bytes, its marker says {expected}: it is damaged")
+    return [_rollout(orjson.loads(line), tokens) for line in gzip.decompress(lines).splitlines()] if lines else []
+
+
+def _rollout(record: dict[str, Any], tokens: bytes) -> Rollout:
+    place = record.pop("tokens_at")
+    segments = []
+    for head in record.pop("segments"):
+        n = head.pop("n")
+        segments.append(
+            Segment(
+                token_ids=np.frombuffer(tokens, "<i4", n, place).tolist(),
+                lp_gen=np.frombuffer(tokens, "<f8", n, place + 4 * n).tolist(),
+                mask=np.frombuffer(tokens, "u1", n, place + 12 * n).tolist(),
+                **head,
+            )
+        )
+        place += 13 * n
+    return Rollout(segments=segments, **record)
