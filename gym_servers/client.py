@@ -1,0 +1,117 @@
+"""One aiohttp client for calls between servers: pooled, bounded, with a deadline that travels, retried with one idempotency key.
+
+Retried are only calls that the other side did not finish: connection errors and 503 with `retryable`. Anything else is final.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+import uuid
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import orjson
+
+from gym_servers.protocol import Failure, FailureError, FailureKind, RowError
+
+DEADLINE_HEADER = "X-Deadline-Seconds"
+
+
+@dataclass
+class Reply:
+    """A finished call: status 200, its body, and the cookies that it set."""
+
+    body: bytes
+    cookies: dict[str, str] = field(default_factory=dict)
+
+    def json(self) -> dict[str, Any]:
+        """The body as a JSON object. Raises FailureError where it is none."""
+        try:
+            value = orjson.loads(self.body)
+        except orjson.JSONDecodeError as error:
+            raise FailureError(Failure(kind="connection", message=f"the reply is not JSON: {error}")) from None
+        if not isinstance(value, dict):
+            raise FailureError(Failure(kind="connection", message="the reply is not a JSON object"))
+        return value
+
+
+def _problem(url: str, status: int, body: bytes, kind: FailureKind) -> Exception:
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        value = {}
+    error = value.get("error") if isinstance(value, dict) else None
+    message = error.get("message", "") if isinstance(error, dict) else body[:300].decode(errors="replace")
+    if status == 422:
+        return RowError(message)
+    named = error.get("type") if isinstance(error, dict) else None
+    failure = {"kind": named if named in FailureKind.__args__ else kind, "message": f"{url}: {status}: {message}"}  # type: ignore[attr-defined]
+    retryable = bool(value.get("retryable", status == 503)) if isinstance(value, dict) else status >= 500
+    return FailureError(Failure.model_validate({**failure, "retryable": retryable}))
+
+
+class Client:
+    """Use as `async with Client(...) as client`. concurrency bounds the open connections."""
+
+    def __init__(self, *, token: str | None = None, concurrency: int = 256, retries: int = 4) -> None:
+        self.retries = retries
+        self._headers = {"Content-Type": "application/json"}
+        if token is not None:
+            self._headers["Authorization"] = f"Bearer {token}"
+        self._concurrency = concurrency
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Client:
+        connector = aiohttp.TCPConnector(limit=self._concurrency, keepalive_timeout=30)
+        self._session = aiohttp.ClientSession(
+            connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False, auto_decompress=True
+        )
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        assert self._session is not None
+        await self._session.close()
+
+    async def post(
+        self,
+        url: str,
+        body: dict[str, Any],
+        *,
+        seconds: float,
+        kind: FailureKind = "connection",
+        cookies: dict[str, str] | None = None,
+        key: str | None = None,
+    ) -> Reply:
+        """POST until it is answered or `seconds` are over. Raises FailureError (of `kind` where the other side names none)
+        or RowError (422)."""
+        assert self._session is not None, "use the client as `async with`"
+        data = orjson.dumps(body)
+        deadline = time.monotonic() + seconds
+        headers = {**self._headers, "Idempotency-Key": key or uuid.uuid4().hex}
+        if cookies:
+            headers["Cookie"] = "; ".join(f"{name}={value}" for name, value in cookies.items())
+        for attempt in range(self.retries + 1):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise FailureError(Failure(kind="timeout", message=f"{url}: no answer within {seconds:g} s"))
+            headers[DEADLINE_HEADER] = f"{left:.3f}"
+            problem: Exception
+            try:
+                timeout = aiohttp.ClientTimeout(total=left)
+                async with self._session.post(url, data=data, headers=headers, timeout=timeout) as response:
+                    reply = await response.read()
+                    if response.status == 200:
+                        return Reply(reply, {name: morsel.value for name, morsel in response.cookies.items()})
+                    problem = _problem(url, response.status, reply, kind)
+            except TimeoutError:
+                raise FailureError(Failure(kind="timeout", message=f"{url}: no answer within {seconds:g} s")) from None
+            except (aiohttp.ClientError, OSError) as error:
+                problem = FailureError(Failure(kind="connection", message=f"{url}: {type(error).__name__}: {error}"))
+            retryable = isinstance(problem, FailureError) and problem.failure.retryable
+            if not retryable or attempt == self.retries:
+                raise problem
+            await asyncio.sleep(min(left, 0.1 * 2**attempt * (0.5 + random.random())))
+        raise AssertionError("unreachable")
