@@ -43,7 +43,9 @@ def check_rollout_id(signed: str, secret: str) -> str:
         given = base64.b64decode(tag + "=" * (-len(tag) % 4), altchars=b"-_", validate=True)
         rollout_id = raw.decode()
     except (binascii.Error, ValueError):
-        raise SignatureError("the rollout id in the URL is malformed: use the base URL that the collector gave") from None
+        raise SignatureError(
+            "the rollout id in the URL is malformed: use the base URL that the collector gave"
+        ) from None
     if len(raw) > MAX_ID_BYTES or not hmac.compare_digest(given, _tag(raw, secret)):
         raise SignatureError("the rollout id in the URL is not signed by this deployment: use the collector's base URL")
     return rollout_id
