@@ -85,7 +85,9 @@ class RolloutWriter:
                 self._tokens.write(np.asarray(segment.mask, dtype="u1").tobytes())
             self._lines.write(gzip.compress(orjson.dumps(record) + b"\n", 5, mtime=0))
         except OSError as error:
-            raise StoreError(f"cannot write {self._lines.name}: {error.strerror}. Free some space, then resume.") from error
+            raise StoreError(
+                f"cannot write {self._lines.name}: {error.strerror}. Free some space, then resume."
+            ) from error
         self.count += 1
 
     def commit(self) -> None:
@@ -164,7 +166,9 @@ class RunStore:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise StoreError(f"cannot write {self.metrics_file}: {error.strerror}. Free some space, then resume.") from error
+            raise StoreError(
+                f"cannot write {self.metrics_file}: {error.strerror}. Free some space, then resume."
+            ) from error
 
     def metrics(self) -> Iterator[dict[str, Any]]:
         """Records of metrics.jsonl; a line that a kill cut off at the end is left out."""

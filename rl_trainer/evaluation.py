@@ -1,0 +1,126 @@
+"""Held-out tasks before and after: pass rates, standard errors from per-task means, differences paired by task."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gym_servers.protocol import Rollout
+from rl_trainer.metrics import PASS, by_environment, generation_entropy, rollout_figures
+
+
+def task_means(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Share of passes per task. Failed rollouts are in none: a task with failures only is absent."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for rollout in rollouts:
+        if rollout.failure is None and rollout.reward is not None:
+            found[f"{rollout.environment}/{rollout.task_id}"].append(float(rollout.reward >= PASS))
+    return {task: float(np.mean(values)) for task, values in found.items()}
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """Mean, and its standard error std(ddof 1) / sqrt(n); samples of one task are not independent, so n is tasks."""
+    if not values:
+        return math.nan, math.nan
+    error = float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+    return float(np.mean(values)), error
+
+
+def evaluate(rollouts: Sequence[Rollout]) -> dict[str, dict[str, Any]]:
+    """Per environment: pass_rate, stderr, n (rollouts that count), tasks, and the figures that show a collapse."""
+    result = {}
+    for name, members in sorted(by_environment(rollouts).items()):
+        means = task_means(members)
+        rate, error = mean_and_error(list(means.values()))
+        done = [rollout for rollout in members if rollout.failure is None]
+        figures = rollout_figures(members)
+        result[name] = {
+            "pass_rate": rate,
+            "stderr": error,
+            "n": len(done),
+            "tasks": len(means),
+            "reward_mean": figures["reward_mean"],
+            "distinct": figures["distinct"],
+            "length_mean": figures["length_mean"],
+            "truncation": figures["truncation"],
+            "entropy": generation_entropy(done),
+            "failures": figures["failures"],
+        }
+    return result
+
+
+def paired_difference(before: Mapping[str, float], after: Mapping[str, float]) -> tuple[float, float]:
+    """Mean and standard error of after - before over the tasks that both have."""
+    return mean_and_error([after[task] - before[task] for task in sorted(set(before) & set(after))])
+
+
+def summarize(
+    before: Sequence[Rollout], after: Sequence[Rollout], seconds: float, peak_rss_mb: float
+) -> dict[str, Any]:
+    """summary.json: `environments` {name: {before, after, difference, stderr}}, `all`, `seconds`, `peak_rss_mb`."""
+    first, last = evaluate(before), evaluate(after)
+    old, new = task_means(before), task_means(after)
+    environments: dict[str, Any] = {}
+    for name in sorted(set(first) & set(last)):
+        difference, error = paired_difference(
+            {task: value for task, value in old.items() if task.startswith(f"{name}/")},
+            {task: value for task, value in new.items() if task.startswith(f"{name}/")},
+        )
+        environments[name] = {
+            "before": first[name],
+            "after": last[name],
+            "difference": difference,
+            "stderr": error,
+        }
+    both = sorted(set(old) & set(new))
+    difference, error = paired_difference(old, new)
+    return {
+        "environments": environments,
+        "all": {
+            "before": mean_and_error([old[task] for task in both])[0],
+            "after": mean_and_error([new[task] for task in both])[0],
+            "difference": difference,
+            "stderr": error,
+        },
+        "seconds": seconds,
+        "peak_rss_mb": peak_rss_mb,
+    }
+
+
+def summary_table(summary: Mapping[str, Any]) -> Any:
+    """The final table, a rich Table."""
+    from rich.table import Table
+
+    table = Table(title="held-out tasks, before and after")
+    for column in ("environment", "before", "after", "difference", "distinct", "length", "truncated", "entropy"):
+        table.add_column(column, justify="left" if column == "environment" else "right")
+    for name, entry in summary["environments"].items():
+        first, last = entry["before"], entry["after"]
+        table.add_row(
+            name,
+            f"{first['pass_rate']:.1%} ± {first['stderr']:.1%}",
+            f"{last['pass_rate']:.1%} ± {last['stderr']:.1%}",
+            f"{entry['difference']:+.1%} ± {entry['stderr']:.1%}",
+            *(
+                f"{first[key]:{form}} → {last[key]:{form}}"
+                for key, form in (
+                    ("distinct", ".0%"),
+                    ("length_mean", ".0f"),
+                    ("truncation", ".0%"),
+                    ("entropy", ".2f"),
+                )
+            ),
+        )
+    total = summary["all"]
+    table.add_row(
+        "all",
+        f"{total['before']:.1%}",
+        f"{total['after']:.1%}",
+        f"{total['difference']:+.1%} ± {total['stderr']:.1%}",
+        *[""] * 4,
+    )
+    return table
