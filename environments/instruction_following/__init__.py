@@ -1,0 +1,1 @@
+"""Instruction following: checks of the IFEval family and of IFBench."""

@@ -1,0 +1,161 @@
+"""Seeded tasks in eight families of short everyday writing. Each task asks for a form (bullets, a title, small letters, ...) and
+for something that a fixed or empty answer cannot have: a word of the task's topic, or a number of words.
+
+Difficulty is the family's own, less a share for each worked example (few-shot turns). Train and held-out share no topic, keyword,
+closing phrase or number; worked examples come from the train topics and never have what the task asks for, so that copying
+one earns nothing.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from environments.instruction_following.topics import ENDINGS, HELDOUT, TRAIN, Topic
+
+TOPICS = {"train": TRAIN, "heldout": HELDOUT}
+LEAST_WORDS = {"train": [6, 8, 10], "heldout": [7, 9]}
+MOST_WORDS = {"train": [20, 24, 30], "heldout": [22, 26]}
+BULLETS = {"train": [2, 4], "heldout": [3]}
+EASIER_PER_EXAMPLE = 0.15
+
+
+@dataclass(frozen=True)
+class Made:
+    """One task of a family: what is asked, the instructions that check it, an answer that keeps them, and the text that every
+    such answer has and no worked example may have."""
+
+    ask: str
+    checks: list[tuple[str, dict[str, Any]]]
+    answer: str
+    anchor: str
+
+
+Family = Callable[[random.Random, str, Topic, str], Made]
+
+
+def _existence(word: str) -> tuple[str, dict[str, Any]]:
+    return "keywords:existence", {"keywords": [word]}
+
+
+def _at_least(number: int) -> tuple[str, dict[str, Any]]:
+    return "length_constraints:number_words", {"num_words": number, "relation": "at least"}
+
+
+def _keyword(r: random.Random, split: str, topic: Topic, word: str) -> Made:
+    least = r.choice(LEAST_WORDS[split])
+    ask = f'Write one sentence about {topic.phrase} with at least {least} words. Use the word "{word}".'
+    return Made(ask, [_existence(word), _at_least(least)], topic.sentences[word], word)
+
+
+def _range(r: random.Random, split: str, topic: Topic, word: str) -> Made:
+    least, most = r.choice(LEAST_WORDS[split]), r.choice(MOST_WORDS[split])
+    ask = f'In {least} to {most} words, say something about {topic.phrase}. Use the word "{word}".'
+    bounds = {"min_words": least, "max_words": most}
+    return Made(ask, [("count:word_count_range", bounds), _existence(word)], topic.sentences[word], word)
+
+
+def _no_comma(r: random.Random, split: str, topic: Topic, word: str) -> Made:
+    least = r.choice(LEAST_WORDS[split])
+    ask = f'Write at least {least} words about {topic.phrase}. Use the word "{word}". Do not use any commas.'
+    checks = [("punctuation:no_comma", {}), _existence(word), _at_least(least)]
+    return Made(ask, checks, topic.sentences[word], word)
+
+
+def _bullets(r: random.Random, split: str, topic: Topic, word: str) -> Made:
+    number = r.choice(BULLETS[split])
+    others = [other for other in topic.sentences if other != word]
+    items = [f"the {word}", *(f"the {other}" for other in others), topic.phrase][:number]
+    r.shuffle(items)
+    ask = (
+        f'Write a list about {topic.phrase} with exactly {number} bullet points. Start each line with "* ". '
+        f'Use the word "{word}".'
+    )
+    checks = [("detectable_format:number_bullet_lists", {"num_bullets": number}), _existence(word)]
+    return Made(ask, checks, "\n".join(f"* {item}" for item in items), word)
+
+
+def _ending(r: random.Random, split: str, topic: Topic, word: str) -> Made:
+    phrase, least = r.choice(ENDINGS[split]), r.choice(LEAST_WORDS[split])
+    ask = f"Write at least {least} words about {topic.phrase}. End your answer with exactly this phrase: {phrase}"
+    checks = [("startend:end_checker", {"end_phrase": phrase}), _at_least(least)]
+    return Made(ask, checks, f"{topic.sentences[word]} {phrase}", phrase)
+
+
+def _title(r: random.Random, split: str, topic: Topic, word: str) -> Made:
+    least = r.choice(LEAST_WORDS[split])
+    ask = (
+        f"Write at least {least} words about {topic.phrase}. Begin with a title in double angle brackets, "
+        f"such as <<my title>>."
+    )
+    checks = [("detectable_format:title", {}), _existence(topic.name), _at_least(least)]
+    return Made(ask, checks, f"<<The {topic.name} and the {word}>>\n{topic.sentences[word]}", topic.name)
+
+
+def _lowercase(r: random.Random, split: str, topic: Topic, word: str) -> Made:
+    ask = f'Write a sentence about {topic.phrase} in all lowercase letters. Use the word "{word}".'
+    checks = [("change_case:english_lowercase", {}), _existence(word)]
+    return Made(ask, checks, topic.sentences[word].lower(), word)
+
+
+def _avoid(r: random.Random, split: str, topic: Topic, word: str) -> Made:
+    least = r.choice(LEAST_WORDS[split])
+    forbidden = r.choice([other for other in topic.sentences if other not in topic.sentences[word].lower().split()])
+    ask = f'Write at least {least} words about {topic.phrase}. Do not use the word "{forbidden}".'
+    checks = [
+        ("keywords:forbidden_words", {"forbidden_words": [forbidden]}),
+        _existence(topic.name),
+        _at_least(least),
+    ]
+    return Made(ask, checks, topic.sentences[word], topic.name)
+
+
+FAMILIES: list[tuple[str, float, tuple[int, ...], Family]] = [
+    ("keyword", 0.55, (0, 1, 2), _keyword),
+    ("word_range", 0.45, (0, 1), _range),
+    ("no_comma", 0.7, (0, 1, 2), _no_comma),
+    ("bullets", 0.7, (1, 2), _bullets),
+    ("ending", 0.9, (1, 2), _ending),
+    ("title", 0.8, (0, 1, 2), _title),
+    ("lowercase", 0.8, (2,), _lowercase),
+    ("avoid", 0.6, (0, 1), _avoid),
+]
+"""name, difficulty without worked examples, how many of these a task may have, maker"""
+
+
+def generate(n: int, seed: int, split: str) -> Iterator[dict[str, Any]]:
+    """`n` rows, families in turn; row k is a function of (k, seed, split)."""
+    for k in range(n):
+        r = random.Random(f"instruction_following|{seed}|{split}|{k}")
+        family, hardness, shots, make = FAMILIES[k % len(FAMILIES)]
+        topic = r.choice(TOPICS[split])
+        made = make(r, split, topic, r.choice(list(topic.sentences)))
+        turns: list[dict[str, str]] = []
+        examples = r.choice(shots)
+        for shown in r.sample(TRAIN, len(TRAIN)):
+            example = make(r, "train", shown, r.choice(list(shown.sentences)))
+            if len(turns) == 2 * examples:
+                break
+            if shown is topic or made.anchor.lower() in example.answer.lower():
+                continue
+            turns += [{"role": "user", "content": example.ask}, {"role": "assistant", "content": example.answer}]
+        turns.append({"role": "user", "content": made.ask})
+        yield {
+            "responses_create_params": {"input": turns},
+            "instruction_id_list": [identifier for identifier, _ in made.checks],
+            "kwargs": [dict(given) for _, given in made.checks],
+            "prompt": made.ask,
+            "grading_mode": "binary",
+            "gold_answer": made.answer,
+            "family": family,
+            "difficulty": round(hardness - EASIER_PER_EXAMPLE * (len(turns) // 2), 2),
+            "agent_ref": {"type": "responses_api_agents", "name": "instruction_following"},
+        }
+
+
+def gold(fields: dict[str, Any]) -> str | None:
+    """The answer that a generated row carries; None for other rows."""
+    answer = fields.get("gold_answer")
+    return answer if isinstance(answer, str) else None
