@@ -80,7 +80,7 @@ def _bullets(r: random.Random, split: str, topic: Topic, word: str) -> Made:
 def _ending(r: random.Random, split: str, topic: Topic, word: str) -> Made:
     phrase, least = r.choice(ENDINGS[split]), r.choice(LEAST_WORDS[split])
     ask = f"Write at least {least} words about {topic.phrase}. End your answer with exactly this phrase: {phrase}"
-    checks = [("startend:end_checker", {"end_phrase": phrase}), _at_least(least)]
+    checks = [("startend:end_checker", {"end_phrase": phrase}), _existence(topic.name), _at_least(least)]
     return Made(ask, checks, f"{topic.sentences[word]} {phrase}", phrase)
 
 
@@ -102,7 +102,7 @@ def _lowercase(r: random.Random, split: str, topic: Topic, word: str) -> Made:
 
 def _avoid(r: random.Random, split: str, topic: Topic, word: str) -> Made:
     least = r.choice(LEAST_WORDS[split])
-    forbidden = r.choice([other for other in topic.sentences if other not in topic.sentences[word].lower().split()])
+    forbidden = r.choice([other for other in topic.sentences if other not in topic.sentences[word].lower()])
     ask = f'Write at least {least} words about {topic.phrase}. Do not use the word "{forbidden}".'
     checks = [
         ("keywords:forbidden_words", {"forbidden_words": [forbidden]}),
