@@ -1,0 +1,419 @@
+"""The step, readable top to bottom as the algorithm is (spec section 1): sample tasks, collect groups, write them ahead,
+advantages, books, pack, train, sync weights, log, checkpoint, validate.
+
+Step s (from 0) is sampled with weight version s and makes version s + 1. A checkpoint's number is the steps that are in it.
+Resume: load the last checkpoint, train later completed steps again from their stored rollouts, then go on with the step in
+flight, whose tasks and seeds are those it had.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from gym_servers.protocol import OmnigymError, Rollout
+from rl_trainer.actors import Policy
+from rl_trainer.advantages import Advantage, Outcome, compute_advantages
+from rl_trainer.books import Books
+from rl_trainer.checkpoint import list_checkpoints, mark_best, prune_checkpoints
+from rl_trainer.config import RunConfig
+from rl_trainer.evaluation import evaluate, mean_and_error, task_means
+from rl_trainer.metrics import MetricsLog, PhaseClock, sampled_tokens, step_record
+from rl_trainer.packing import TrainSegment
+from rl_trainer.sampler import LoadedTask, PlannedTask, Sampler, rollout_seed
+from rl_trainer.store import RunStore, step_label
+from rl_trainer.weights import mean_difference
+
+CANARY_FLOOR = 1e-3
+"""Mean |dlp| that is never an alarm: two float32 engines differ by rounding, and 1.5 times nothing is nothing."""
+
+
+class RunStopped(OmnigymError):
+    """The run cannot go on honestly: says why, and what to do."""
+
+
+@dataclass(frozen=True)
+class RolloutPlan:
+    """One rollout to sample: which task, in which group, with which seed."""
+
+    task: LoadedTask
+    rollout_id: str
+    group: str
+    attempt: int
+    seed: int
+    label: str
+
+
+class Generation(Protocol):
+    """Where rollouts come from: a model server and environments. It never runs while the policy trains."""
+
+    def collect(self, plans: Sequence[RolloutPlan], on_done: Callable[[Rollout], None]) -> None:
+        """All of `plans`, each once; `on_done` in the order in which they end. What failed for good is a failure."""
+        ...
+
+    def update_weights(self, path: Path, digest: str, version: int) -> str:
+        """Load the weights in `path`; returns the digest of what the engine received."""
+        ...
+
+    def score(self, token_ids: Sequence[Sequence[int]]) -> list[list[float]]: ...
+
+
+class Observer(Protocol):
+    """Who watches a run (rl_trainer/progress.py)."""
+
+    def phase(self, step: int, name: str, total: int = 0) -> None: ...
+
+    def rollout(self, rollout: Rollout) -> None: ...
+
+    def step(self, record: Mapping[str, Any]) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+@dataclass
+class Run:
+    """What a run holds. generation None: rollouts come from disk."""
+
+    config: RunConfig
+    store: RunStore
+    sampler: Sampler
+    policy: Policy
+    generation: Generation | None
+    log: MetricsLog
+    observer: Observer
+    heldout: list[LoadedTask] = field(default_factory=list)
+    weights_folder: Path = Path("/dev/shm")
+    canary_start: float | None = None
+    counters: dict[str, float] = field(default_factory=dict)
+    """Figures of the whole run that stand in every record, such as prompts dropped."""
+
+    # ---------------------------------------------------------------- the step
+
+    def step(self, step: int) -> None:
+        """One step of synchronous GRPO with fresh rollouts."""
+        clock = PhaseClock()
+        tasks = self.sampler.next(step)
+        with clock("generate"):
+            rollouts = self.collect(step, tasks)
+        self.learn(step, rollouts, clock, on_policy=True)
+        with clock("sync"):
+            self.observer.phase(step, "sync")
+            self.sync(step + 1)
+        self.finish(step, clock)
+
+    def learn(self, step: int, rollouts: list[Rollout], clock: PhaseClock, on_policy: bool) -> None:
+        """Rollouts of one step, in the plan's order, to an optimiser step."""
+        self.observer.phase(step, "train")
+        rollouts = sorted(rollouts, key=lambda r: (r.group, r.attempt))
+        if on_policy:
+            check_versions(rollouts, step)
+        with clock("advantages"):
+            advantages = compute_advantages([outcome(rollout) for rollout in rollouts], self.config.algorithm)
+            batch = make_batch(rollouts, advantages)
+        with clock("train"):
+            trained = self.policy.train_step(batch, step)
+        totals = keep_books(rollouts, advantages, trained)
+        self.sampler.observe(step, group_means(rollouts))
+        if trained["skipped"]:
+            self.observer.note(f"step {step}: no token of a valid rollout is left (N = 0), weights are unchanged")
+        self._pending = (rollouts, trained, totals)
+
+    def finish(self, step: int, clock: PhaseClock) -> None:
+        """Validate, checkpoint and log a step."""
+        done = step + 1
+        rollouts, trained, totals = self._pending
+        best = None
+        if self.config.val.every and done % self.config.val.every == 0 and done < self.config.steps and self.heldout:
+            with clock("validate"):
+                found = self.evaluate(f"eval_{done:06d}", done, self.config.val.every_samples)
+                best = mean_and_error(list(task_means(found).values()))[0]
+        if best is not None or done % self.config.checkpoint.every == 0 or done == self.config.steps:
+            with clock("checkpoint"):
+                self.observer.phase(step, "checkpoint")
+                self.checkpoint(done, best)
+        tokens = sum(sampled_tokens(rollout) for rollout in rollouts)
+        seconds = clock.seconds.get("generate", 0.0)
+        extra = {**self.counters, "sampled_tokens": float(tokens)}
+        if seconds:
+            extra["tokens_per_second"] = tokens / seconds
+        record = step_record(step, rollouts, trained, totals, clock.seconds, extra)
+        self.log.write(record)
+        self.observer.step(record)
+
+    # ---------------------------------------------------------------- its parts
+
+    def collect(self, step: int, tasks: Sequence[PlannedTask]) -> list[Rollout]:
+        """The groups of a step, written ahead: on disk and committed before any of them is trained on."""
+        label, size = step_label(step), self.config.group_size
+        self.observer.phase(step, "generate", len(tasks) * size)
+        plans = plan_rollouts(self.config.seed, self.store.folder.name, label, tasks, size)
+        return self._gather(label, plans, strict=True)
+
+    def evaluate(self, label: str, done: int, samples: int) -> list[Rollout]:
+        """`samples` rollouts of every held-out task under the present weights; those on disk are not sampled again."""
+        if self.store.committed(label):
+            return self.store.read(label)
+        tasks = [PlannedTask(task, f"{label}-t{k:04d}") for k, task in enumerate(self.heldout)]
+        self.observer.phase(done, label, len(tasks) * samples)
+        # Seeds of all evaluations are the same, so that before and after differ by the weights only.
+        plans = plan_rollouts(self.config.seed, self.store.folder.name, label, tasks, samples, seed_label="heldout")
+        started = time.monotonic()
+        rollouts = self._gather(label, plans, strict=True)
+        record = {"step": done, "evaluation": label, "seconds": time.monotonic() - started}
+        self.log.write({**record, "environments": evaluate(rollouts)})
+        return rollouts
+
+    def _gather(self, label: str, plans: list[RolloutPlan], strict: bool) -> list[Rollout]:
+        if self.generation is None:
+            raise RunStopped(f"no stored rollouts for '{label}' and no model server to sample them")
+        rollouts: list[Rollout] = []
+        writer = self.store.writer(label)
+
+        def done(rollout: Rollout) -> None:
+            writer.add(rollout)
+            rollouts.append(rollout)
+            self.observer.rollout(rollout)
+
+        try:
+            self.generation.collect(plans, done)
+            check_complete(plans, rollouts, label)
+            if strict:
+                check_failures(rollouts, self.config.failure_limit, label)
+            writer.commit()
+        except BaseException:
+            writer.abandon()
+            raise
+        return rollouts
+
+    def sync(self, version: int) -> None:
+        """Give the engine the policy's weights; digest and canary prove that it has them (pitfalls 14, 35)."""
+        if self.generation is None:
+            return
+        path = self.weights_folder / f"omnigym-{self.store.folder.name}-{version}.safetensors"
+        try:
+            digest = self.policy.export(path, self.config.engine.dtype)
+            received = self.generation.update_weights(path, digest, version)
+        finally:
+            path.unlink(missing_ok=True)
+        if received != digest:
+            raise RunStopped(
+                f"weights {version}: the engine received digest {received[:16]}, sent was {digest[:16]}. The engine's "
+                "weights cannot be trusted: resume the run, which starts a new one."
+            )
+        sequences = self.policy.canary()
+        gap = mean_difference(self.policy.score(sequences), self.generation.score(sequences))
+        if self.canary_start is None:
+            self.canary_start = gap
+        limit = max(self.config.canary_factor * self.canary_start, CANARY_FLOOR)
+        self.counters["canary"] = gap
+        if not gap <= limit:  # also where it is NaN
+            raise RunStopped(
+                f"weights {version}: trainer and engine differ by {gap:.4f} nats a token on the canary sequences, "
+                f"at the start it was {self.canary_start:.4f} (limit {limit:.4f}): the engine does not hold the weights "
+                "that were sent. Resume the run, which starts a new engine."
+            )
+
+    def checkpoint(self, done: int, score: float | None = None) -> None:
+        """A checkpoint of `done` steps; the best and the last ones stay."""
+        state = {
+            "sampler": self.sampler.state_dict(),
+            "config": self.config.model_dump(mode="json"),
+            "extra": {"canary_start": self.canary_start},
+        }
+        folder = self.store.checkpoints
+        self.policy.save(folder, done, state)
+        if score is not None:
+            mark_best(folder, done, score)
+        if self.config.checkpoint.keep_last:
+            prune_checkpoints(folder, self.config.checkpoint.keep_last)
+
+    # ---------------------------------------------------------------- whole runs
+
+    def restore(self) -> int:
+        """Load the last checkpoint and train later completed steps again from disk; the first step that is not done."""
+        first = 0
+        found = list_checkpoints(self.store.checkpoints)
+        if found:
+            first, path = found[-1]
+            state = self.policy.restore(path)
+            self.sampler.load_state_dict(state["sampler"])
+            self.canary_start = state["extra"].get("canary_start")
+            self.observer.note(f"loaded the checkpoint of {first} steps")
+        self.store.forget_metrics_from(first)
+        step = first
+        while step < self.config.steps and self.store.committed(step_label(step)):
+            clock = PhaseClock()
+            with clock("read"):
+                rollouts = self.store.read(step_label(step))
+            self.observer.note(f"training step {step} again from its stored rollouts")
+            self.learn(step, rollouts, clock, on_policy=True)
+            step += 1
+            # Validation needs the engine, which is given these weights only after the last of these steps.
+            rollouts, trained, totals = self._pending
+            self.log.write(step_record(step - 1, rollouts, trained, totals, clock.seconds, self.counters))
+        return step
+
+    def train(self, before: bool = True) -> tuple[list[Rollout], list[Rollout]] | None:
+        """The whole run: evaluate, train, evaluate. Returns both evaluations' rollouts."""
+        first = self.restore()
+        self.sync(first)
+        wanted = bool(self.heldout) and before
+        if wanted and first == 0:
+            self.evaluate("eval_before", 0, self.config.val.samples)
+        for step in range(first, self.config.steps):
+            self.step(step)
+        if not list_checkpoints(self.store.checkpoints)[-1:] == [
+            (self.config.steps, self.store.checkpoints / f"step_{self.config.steps:06d}")
+        ]:
+            self.checkpoint(self.config.steps)
+        if not wanted:
+            return None
+        old = self.evaluate("eval_before", 0, self.config.val.samples)
+        return old, self.evaluate("eval_after", self.config.steps, self.config.val.samples)
+
+    def rollouts_only(self) -> None:
+        """Collect every step's rollouts with the starting weights; nothing is trained."""
+        self.sync(0)
+        for step in range(self.config.steps):
+            if self.store.committed(step_label(step)):
+                continue
+            clock = PhaseClock()
+            with clock("generate"):
+                rollouts = self.collect(step, self.sampler.next(step))
+            record = step_record(step, rollouts, {}, {}, clock.seconds, self.counters)
+            self.log.write(record)
+            self.observer.step(record)
+
+    def from_rollouts(self, source: RunStore) -> int:
+        """Train on another run's stored rollouts, step by step; how many steps there were."""
+        step = 0
+        while step < self.config.steps and source.committed(step_label(step)):
+            clock = PhaseClock()
+            with clock("read"):
+                rollouts = source.read(step_label(step))
+            self.learn(step, rollouts, clock, on_policy=False)
+            self.finish(step, clock)
+            step += 1
+        if step == 0:
+            raise RunStopped(f"no complete rollouts '{step_label(0)}' in {source.rollouts}")
+        if step < self.config.steps:
+            self.checkpoint(step)
+        return step
+
+    _pending: tuple[list[Rollout], dict[str, Any], dict[str, int]] = field(init=False, default=([], {}, {}))
+
+
+def plan_rollouts(
+    seed: int, run: str, label: str, tasks: Sequence[PlannedTask], size: int, seed_label: str | None = None
+) -> list[RolloutPlan]:
+    """`size` attempts of each task. Seeds do not depend on the run's name: an equal run samples equally."""
+    return [
+        RolloutPlan(
+            planned.task,
+            f"{run}/{label}/{planned.group}-a{attempt:03d}",
+            planned.group,
+            attempt,
+            rollout_seed(seed, seed_label or label, planned.task.task_id if seed_label else planned.group, attempt),
+            label,
+        )
+        for planned in tasks
+        for attempt in range(size)
+    ]
+
+
+def rollout_key(rollout: Rollout) -> str:
+    """Name of a rollout within its step."""
+    return f"{rollout.group}-a{rollout.attempt:03d}"
+
+
+def outcome(rollout: Rollout) -> Outcome:
+    """What the advantages need of a rollout."""
+    return Outcome(
+        rollout_key(rollout), rollout.group, rollout.reward, rollout.truncated, failed=rollout.failure is not None
+    )
+
+
+def make_batch(rollouts: Sequence[Rollout], advantages: Mapping[str, Advantage]) -> list[TrainSegment]:
+    """Segments of the valid rollouts, each with its rollout's advantage."""
+    return [
+        TrainSegment(
+            segment.token_ids,  # type: ignore[arg-type]  # TrainSegment turns lists into arrays
+            segment.mask,  # type: ignore[arg-type]
+            segment.lp_gen,  # type: ignore[arg-type]
+            advantages[rollout_key(rollout)].value,
+            rollout.environment,
+            rollout_key(rollout),
+            index,
+        )
+        for rollout in rollouts
+        if advantages[rollout_key(rollout)].kind == "valid"
+        for index, segment in enumerate(rollout.segments)
+    ]
+
+
+def keep_books(
+    rollouts: Sequence[Rollout], advantages: Mapping[str, Advantage], trained: Mapping[str, Any]
+) -> dict[str, int]:
+    """Tokens per class, checked against the engine's usage. Raises BooksError that names the rollout."""
+    books = Books()
+    books.add_all(trained["books"])
+    for rollout in rollouts:
+        key, kind = rollout_key(rollout), advantages[rollout_key(rollout)].kind
+        held = sum(segment.sampled for segment in rollout.segments)
+        dropped = rollout.usage.get("dropped_tokens", 0)
+        if kind == "failed":  # its ledger may be lost with the server: the engine's count is all there is
+            books.add(key, "failed", sampled_tokens(rollout))
+            continue
+        if kind != "valid":
+            books.add(key, kind, held)
+        if dropped:
+            books.add(key, "cancelled", dropped)
+    books.check({rollout_key(r): sampled_tokens(r) for r in rollouts}, n=int(trained["n"]))
+    return books.totals()
+
+
+def group_means(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Mean reward of each group over its rollouts that did not fail."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for rollout in rollouts:
+        if rollout.failure is None and rollout.reward is not None:
+            found[rollout.group].append(rollout.reward)
+    return {group: sum(values) / len(values) for group, values in found.items()}
+
+
+def check_complete(plans: Sequence[RolloutPlan], rollouts: Sequence[Rollout], label: str) -> None:
+    """Every planned rollout came back exactly once."""
+    wanted = Counter(f"{plan.group}-a{plan.attempt:03d}" for plan in plans)
+    found = Counter(rollout_key(rollout) for rollout in rollouts)
+    if wanted != found:
+        missing, extra = sorted((wanted - found).elements()), sorted((found - wanted).elements())
+        raise RunStopped(f"'{label}': rollouts missing: {missing[:5]}, not asked for or twice: {extra[:5]}")
+
+
+def check_failures(rollouts: Sequence[Rollout], limit: float, label: str) -> None:
+    """Raises RunStopped past the limit. The rollouts are then not committed: a resumed run samples them again."""
+    failed = [rollout for rollout in rollouts if rollout.failure is not None]
+    if not failed or len(failed) <= limit * len(rollouts):
+        return
+    kinds = Counter((r.environment, r.failure.kind) for r in failed if r.failure is not None)
+    first = {(r.environment, r.failure.kind): r.failure.message for r in reversed(failed) if r.failure is not None}
+    counts = "; ".join(f"{env}: {n} x {kind} ({first[env, kind]})" for (env, kind), n in kinds.most_common(5))
+    raise RunStopped(
+        f"'{label}': {len(failed)} of {len(rollouts)} rollouts failed, more than failure_limit {limit:.0%}. {counts}. "
+        "No reward was made up; mend the cause, then resume."
+    )
+
+
+def check_versions(rollouts: Sequence[Rollout], version: int) -> None:
+    """No rollout of a step is sampled with weights other than the step's."""
+    for rollout in rollouts:
+        for segment in rollout.segments:
+            if rollout.failure is None and segment.weight_version != version:
+                raise RunStopped(
+                    f"rollout {rollout_key(rollout)} was sampled with weights {segment.weight_version}, the step's are "
+                    f"{version}: the engine was not in step with the trainer"
+                )
