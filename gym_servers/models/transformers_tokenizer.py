@@ -1,0 +1,22 @@
+"""A checkpoint's own tokenizer, as the model server needs it: special tokens are kept on decode and read in text on encode."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformers import AutoTokenizer
+
+
+class CheckpointTokenizer:
+    """Tokenizer of the checkpoint in `folder`. end_token: text of its end-of-turn token."""
+
+    def __init__(self, folder: str) -> None:
+        self._tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.end_token: str = self._tokenizer.eos_token or ""
+        self.chat_template: str | None = self._tokenizer.chat_template
+
+    def encode(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))

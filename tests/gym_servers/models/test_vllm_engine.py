@@ -1,0 +1,102 @@
+"""vLLM with a tiny model: its log-probabilities against transformers, weight updates and what they must catch."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gym_servers.models.engine import Sampling
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@asynccontextmanager
+async def running(folder: Path) -> AsyncIterator[Any]:
+    from gym_servers.models.vllm import VllmEngine, VllmSettings
+
+    settings = VllmSettings(model=str(folder), dtype="float32", max_model_len=256, threads=1, kv_gib=1)
+    engine = await VllmEngine.start(settings)
+    try:
+        yield engine
+    finally:
+        await engine.close()
+
+
+def tensors_of(folder: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    tensors = load_file(folder / "model.safetensors")
+    tensors.pop("lm_head.weight", None)
+    return tensors
+
+
+def write(tensors: dict[str, Any], path: Path) -> tuple[str, str]:
+    from safetensors.torch import save_file
+
+    from gym_servers.models.vllm_transfer import digest_of
+
+    save_file(tensors, path)
+    return str(path), digest_of(tensors)
+
+
+def test_sampling_and_weight_updates(tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from gym_servers.models.vllm import WeightsRefused
+    from rl_trainer.tiny_model import make_tiny_model
+
+    first, second = tmp_path / "first", tmp_path / "second"
+    make_tiny_model(first, seed=0)
+    make_tiny_model(second, seed=1)
+
+    def expected(folder: Path, ids: list[int]) -> list[float]:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        with torch.no_grad():
+            lp = torch.log_softmax(model(torch.tensor([ids])).logits[0].float(), -1)
+        return [float(lp[k, token]) for k, token in enumerate(ids[1:])]
+
+    def distance(a: list[float], b: list[float]) -> float:
+        return max(abs(x - y) for x, y in zip(a, b, strict=True))
+
+    async def scenario() -> None:
+        async with running(first) as engine:
+            prompt = engine.tokenizer.encode("<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n")
+            sampling = Sampling(max_tokens=24)
+            answers = await asyncio.gather(*(engine.generate(prompt, sampling, k, f"a{k}") for k in range(6)))
+            again = await engine.generate(prompt, sampling, 3, "again")
+            assert again == answers[3]  # per-request seeds: the same text alone as in a batch
+            assert len({tuple(a.token_ids) for a in answers}) > 1
+            for a in answers:
+                assert a.weight_versions == (0,)
+                scored = expected(first, [*prompt, *a.token_ids])[len(prompt) - 1 :]
+                assert distance(a.logprobs, scored) < 1e-3
+            ids = [*prompt, *answers[0].token_ids]
+            (canary,) = await engine.score([ids])
+            assert distance(canary, expected(first, ids)) < 1e-3
+
+            tensors = tensors_of(second)
+            one_out = {name: t for name, t in tensors.items() if "layers.1.mlp.down_proj" not in name}
+            with pytest.raises(WeightsRefused, match="down_proj"):
+                await engine.update_weights(*write(one_out, tmp_path / "one_out"), 1)
+            path, digest = write(tensors, tmp_path / "full")
+            with pytest.raises(WeightsRefused, match="digest"):
+                await engine.update_weights(path, "0" * 64, 1)
+            (canary,) = await engine.score([ids])
+            assert distance(canary, expected(first, ids)) < 1e-3  # refused: the old weights keep serving
+
+            for version in (1, 2):  # the same update twice
+                await engine.update_weights(path, digest, version)
+                (canary,) = await engine.score([ids])
+                assert distance(canary, expected(second, ids)) < 1e-3
+                new = await engine.generate(prompt, sampling, 3, f"v{version}")
+                assert new.weight_versions == (version,)
+                assert distance(new.logprobs, expected(second, [*prompt, *new.token_ids])[len(prompt) - 1 :]) < 1e-3
+            assert (engine.state.weight_version, engine.state.digest) == (2, digest)
+
+    asyncio.run(scenario())
