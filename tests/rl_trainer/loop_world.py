@@ -1,0 +1,160 @@
+"""A run with a tiny model and a scripted world: answers are sampled from the policy's own copy, graded by their tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gym_servers.protocol import Failure, Rollout, Segment
+from rl_trainer.actors import local_policy
+from rl_trainer.config import RunConfig
+from rl_trainer.loop import RolloutPlan, Run
+from rl_trainer.metrics import MetricsLog
+from rl_trainer.options import PolicyOptions
+from rl_trainer.sampler import LoadedTask, RandomSampler
+from rl_trainer.store import RunStore
+
+PROMPT, ANSWER = 5, 8
+
+
+class Quiet:
+    """An observer that keeps its notes."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.seen = 0
+
+    def phase(self, step: int, name: str, total: int = 0) -> None: ...
+
+    def rollout(self, rollout: Rollout) -> None:
+        self.seen += 1
+
+    def step(self, record: Mapping[str, Any]) -> None: ...
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+class TorchEngine:
+    """Samples from its own copy of the weights, a function of (weights, prompt, seed). Reward: share of even tokens."""
+
+    def __init__(self, model: Path) -> None:
+        options = PolicyOptions(model=str(model), dtype="float32", device="cpu", threads=1)
+        self.policy = local_policy(options)
+        self.version = 0
+        self.change: Callable[[Rollout], None] = lambda rollout: None
+        self.received: Callable[[str], str] = lambda digest: digest
+        self.skip_loading = False
+        self.sampled: list[str] = []
+        self.stop_after: int | None = None
+
+    def update_weights(self, path: Path, digest: str, version: int) -> str:
+        from safetensors.torch import load_file
+
+        from rl_trainer.weights import weights_digest
+
+        tensors = load_file(path)
+        if not self.skip_loading:
+            self.policy.worker.load(tensors)  # type: ignore[attr-defined]
+        self.version = version
+        return self.received(weights_digest(tensors))
+
+    def score(self, token_ids: Sequence[Sequence[int]]) -> list[list[float]]:
+        return self.policy.score(token_ids)
+
+    def collect(self, plans: Sequence[RolloutPlan], on_done: Callable[[Rollout], None]) -> None:
+        for plan in plans:
+            if self.stop_after is not None and len(self.sampled) >= self.stop_after:
+                raise KeyboardInterrupt
+            self.sampled.append(plan.rollout_id.split("/", 1)[1])
+            rollout = self.sample(plan)
+            self.change(rollout)
+            on_done(rollout)
+
+    def sample(self, plan: RolloutPlan) -> Rollout:
+        import torch
+
+        draw = np.random.default_rng(plan.seed)
+        ids = list(plan.task.row["ids"])
+        lp_gen = [0.0] * len(ids)
+        model = self.policy.worker.model  # type: ignore[attr-defined]
+        for _ in range(ANSWER):
+            with torch.no_grad():
+                logits = model(
+                    input_ids=torch.tensor([ids]),
+                    position_ids=torch.arange(len(ids))[None],
+                    segment_lengths=(len(ids),),
+                    use_cache=False,
+                ).logits[0, -1]
+            lp = logits.double().log_softmax(-1).numpy()
+            token = int(draw.choice(len(lp), p=np.exp(lp) / np.exp(lp).sum()))
+            ids.append(token)
+            lp_gen.append(float(lp[token]))
+        answer = ids[PROMPT:]
+        return Rollout(
+            task_id=plan.task.task_id,
+            environment=plan.task.environment,
+            group=plan.group,
+            attempt=plan.attempt,
+            seed=plan.seed,
+            output=[{"type": "message", "role": "assistant", "content": str(answer)}],
+            segments=[
+                Segment(token_ids=ids, mask=[0] * PROMPT + [1] * ANSWER, lp_gen=lp_gen, weight_version=self.version)
+            ],
+            reward=sum(token % 2 == 0 for token in answer) / ANSWER,
+            usage={"sampled_tokens": ANSWER, "prompt_tokens": PROMPT, "requests": 1},
+        )
+
+
+def tasks_of(environment: str, n: int) -> list[LoadedTask]:
+    draw = np.random.default_rng(len(environment))
+    return [
+        LoadedTask(environment, f"t{k}", {"ids": [int(x) for x in draw.integers(5, 300, PROMPT)]}) for k in range(n)
+    ]
+
+
+def small_config(model: Path, folder: Path, **values: Any) -> RunConfig:
+    tree = {
+        "name": "tiny",
+        "runs_folder": str(folder),
+        "model": str(model),
+        "steps": 4,
+        "tasks_per_step": 2,
+        "group_size": 3,
+        "mixture": {"a": 1, "bb": 1},
+        "policy": {"dtype": "float32", "device": "cpu", "threads": 1},
+        "engine": {"dtype": "float32"},
+        "optimizer": {"lr": 1e-2, "warmup_steps": 0},
+        "checkpoint": {"every": 2, "keep_last": 2},
+        "val": {"tasks": 2, "samples": 2},
+        "ray": {"enabled": False},
+    }
+    return RunConfig.model_validate({**tree, **values})
+
+
+def make_run(
+    config: RunConfig, model: Path, store: RunStore | None = None, heldout: bool = False, engine: bool = True
+) -> tuple[Run, TorchEngine]:
+    world = TorchEngine(model)
+    store = store or RunStore.create(config.runs_folder, config.name, config.to_yaml())
+    tasks = {name: tasks_of(name, 3) for name in config.environments}
+    run = Run(
+        config,
+        store,
+        RandomSampler(tasks, config.mixture, config.tasks_per_step, config.seed),
+        local_policy(config.policy_options(model, None)),
+        world if engine else None,
+        MetricsLog(store, config.wandb),
+        Quiet(),
+        heldout=[task for name in config.environments for task in tasks_of(name, 2)] if heldout else [],
+        weights_folder=store.folder,
+    )
+    return run, world
+
+
+def broken(rollout: Rollout, kind: str = "timeout") -> None:
+    rollout.failure = Failure(kind=kind, message="no answer")  # type: ignore[arg-type]
+    rollout.reward = None

@@ -1,0 +1,251 @@
+"""Whole runs with a tiny model: learning, kill and resume, and everything that must stop a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from loop_world import Quiet, broken, make_run, small_config
+
+from gym_servers.protocol import Rollout
+from rl_trainer.books import BooksError
+from rl_trainer.checkpoint import list_checkpoints
+from rl_trainer.config import ConfigError
+from rl_trainer.evaluation import summarize
+from rl_trainer.loop import Run, RunStopped
+from rl_trainer.store import RunStore, step_label
+from rl_trainer.tiny_model import make_tiny_model
+from rl_trainer.weights import weights_digest
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+def digest(run: Run) -> str:
+    return weights_digest(run.policy.worker.weights())  # type: ignore[attr-defined]
+
+
+def history(run: Run) -> list[tuple[object, ...]]:
+    """What was sampled and learnt, step by step, without times."""
+    return [(r["step"], r["loss"], r["grad_norm"], r["books"]) for r in run.store.metrics() if "loss" in r]
+
+
+def texts(run: Run, steps: int) -> list[list[tuple[str, int, str]]]:
+    return [[(r.group, r.seed, r.text) for r in run.store.read(step_label(s))] for s in range(steps)]
+
+
+def test_a_run_learns_and_writes_everything(model: Path, tmp_path: Path) -> None:
+    config = small_config(model, tmp_path, steps=8, group_size=6, tasks_per_step=4, checkpoint={"every": 3})
+    run, world = make_run(config, model, heldout=True)
+    result = run.train()
+    assert result is not None
+    records = [r for r in run.store.metrics() if "loss" in r]
+    assert [r["step"] for r in records] == list(range(8))
+    rewards = [sum(e["reward_mean"] for e in r["environments"].values()) / 2 for r in records]
+    assert sum(rewards[-2:]) > sum(rewards[:2]) + 0.2  # even tokens are rewarded: the policy finds them
+    assert world.version == 8
+    assert [step for step, _ in list_checkpoints(run.store.checkpoints)] == [6, 8]
+    assert all(r["abs_delta"] < 1e-4 for r in records)  # the sampler's log-probabilities are the trainer's
+    assert all(sum(r["books"].values()) == r["sampled_tokens"] for r in records)
+    assert records[0]["books"]["trained"] + records[0]["books"]["zero_advantage"] == 4 * 6 * 8
+    assert {"generate", "train", "sync"} <= set(records[0]["phase_seconds"])
+    summary = summarize(*result, seconds=1.0, peak_rss_mb=1.0)
+    assert summary["environments"]["a"]["before"]["n"] == 2 * 2
+    evaluations = [r["evaluation"] for r in run.store.metrics() if "evaluation" in r]
+    assert evaluations == ["eval_before", "eval_after"]
+    assert list((run.store.folder / "tensorboard").iterdir())
+    assert not list(run.store.folder.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("interrupted_after", [3, 6 * 3 + 2])
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(
+    model: Path, tmp_path: Path, interrupted_after: int
+) -> None:
+    config = small_config(model, tmp_path)
+    whole, _ = make_run(config, model)
+    whole.train()
+    first, world = make_run(config, model)
+    world.stop_after = interrupted_after
+    with pytest.raises(KeyboardInterrupt):
+        first.train()
+    resumed, world = make_run(config, model, RunStore.open(first.store.folder))
+    resumed.train()
+    assert digest(resumed) == digest(whole)
+    assert history(resumed) == history(whole)
+    assert texts(resumed, 4) == texts(whole, 4)
+    # only the step in flight and later ones were sampled again
+    in_flight = interrupted_after // 6
+    assert {name.split("/")[0] for name in world.sampled} == {step_label(s) for s in range(in_flight, 4)}
+    if in_flight == 3:  # the checkpoint holds 2 steps: step 2 was trained again from disk
+        assert any("training step 2 again" in note for note in resumed.observer.notes)  # type: ignore[attr-defined]
+
+
+def test_a_step_killed_after_its_rollouts_were_written_is_trained_from_them(model: Path, tmp_path: Path) -> None:
+    config = small_config(model, tmp_path, steps=2)
+    whole, _ = make_run(config, model)
+    whole.train()
+    first, _ = make_run(config, model)
+    step = first.policy.train_step
+
+    def killed(batch: object, number: int) -> object:
+        if number == 1:
+            raise KeyboardInterrupt
+        return step(batch, number)  # type: ignore[arg-type]
+
+    first.policy.train_step = killed  # type: ignore[assignment, method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        first.train()
+    resumed, world = make_run(config, model, RunStore.open(first.store.folder))
+    resumed.train()
+    assert world.sampled == []
+    assert digest(resumed) == digest(whole)
+
+
+def test_resume_with_other_tasks_is_refused(model: Path, tmp_path: Path) -> None:
+    config = small_config(model, tmp_path, steps=2)
+    run, _ = make_run(config, model)
+    run.train()
+    other = config.model_copy(update={"seed": 5})
+    resumed, _ = make_run(other, model, RunStore.open(run.store.folder))
+    with pytest.raises(ConfigError, match="seed or task files changed"):
+        resumed.train()
+
+
+def test_failures_leave_their_group_and_are_in_the_books(model: Path, tmp_path: Path) -> None:
+    config = small_config(model, tmp_path, steps=1, failure_limit=0.2)
+    run, world = make_run(config, model)
+    world.change = lambda r: broken(r) if (r.group.endswith("g0000") and r.attempt == 1) else None
+    run.train()
+    (record,) = [r for r in run.store.metrics() if "loss" in r]
+    assert record["books"]["failed"] == 8
+    assert record["tokens"] == 5 * 8
+    assert sum(e.get("failures_timeout", 0) for e in record["environments"].values()) == 1
+
+
+def test_too_many_failures_stop_the_run_and_say_why(model: Path, tmp_path: Path) -> None:
+    run, world = make_run(small_config(model, tmp_path), model)
+    world.change = lambda r: broken(r, "verifier_crash") if r.attempt == 1 and r.environment == "a" else None
+    with pytest.raises(RunStopped, match=r"1 of 6 rollouts failed.*a: 1 x verifier_crash \(no answer\)"):
+        run.train()
+    assert not run.store.committed(step_label(0))  # a resumed run samples the step again
+    assert run.policy.worker.optimizer.state_dict()["state"] == {}  # type: ignore[attr-defined]
+
+
+def test_books_that_do_not_balance_name_the_rollout(model: Path, tmp_path: Path) -> None:
+    run, world = make_run(small_config(model, tmp_path), model)
+
+    def one_more(rollout: Rollout) -> None:
+        if rollout.group.endswith("g0001") and rollout.attempt == 2:
+            rollout.usage["sampled_tokens"] += 1
+
+    world.change = one_more
+    with pytest.raises(BooksError, match=r"s000000-g0001-a002: the engine sampled 9 tokens, 8 are booked"):
+        run.train()
+
+
+def test_abandoned_attempts_are_booked_as_cancelled(model: Path, tmp_path: Path) -> None:
+    run, world = make_run(small_config(model, tmp_path, steps=1), model)
+
+    def retried(rollout: Rollout) -> None:
+        rollout.usage["sampled_tokens"] += 5
+        rollout.usage["dropped_tokens"] = 5
+
+    world.change = retried
+    run.train()
+    (record,) = [r for r in run.store.metrics() if "loss" in r]
+    assert record["books"]["cancelled"] == 6 * 5
+
+
+def test_truncated_rollouts_are_overlong_and_a_lone_rest_is_a_dropped_group(model: Path, tmp_path: Path) -> None:
+    run, world = make_run(small_config(model, tmp_path, steps=1), model)
+
+    def cut(rollout: Rollout) -> None:
+        rollout.truncated = rollout.group.endswith("g0000") and rollout.attempt < 2
+
+    world.change = cut
+    run.train()
+    (record,) = [r for r in run.store.metrics() if "loss" in r]
+    assert (record["books"]["overlong"], record["books"]["dropped_group"]) == (16, 8)
+    assert record["tokens"] == 24
+
+
+def test_rollouts_of_other_weights_are_refused(model: Path, tmp_path: Path) -> None:
+    run, world = make_run(small_config(model, tmp_path), model)
+
+    def stale(rollout: Rollout) -> None:
+        rollout.segments[0].weight_version = 7
+
+    world.change = stale
+    with pytest.raises(RunStopped, match="sampled with weights 7, the step's are 0"):
+        run.train()
+
+
+def test_a_sync_that_did_not_arrive_is_caught(model: Path, tmp_path: Path) -> None:
+    """pitfalls 14 and 35: by the digest of what was received, and by the canary where the digest says nothing."""
+    run, world = make_run(small_config(model, tmp_path), model)
+    world.received = lambda digest: "0" * 64
+    with pytest.raises(RunStopped, match="received digest 0000"):
+        run.train()
+    run, world = make_run(small_config(model, tmp_path), model)
+
+    def after_start(rollout: Rollout) -> None:
+        world.skip_loading = True
+
+    world.change = after_start
+    with pytest.raises(RunStopped, match="differ by .* on the canary"):
+        run.train()
+
+
+def test_rollouts_that_are_lost_or_doubled_are_noticed(model: Path, tmp_path: Path) -> None:
+    run, world = make_run(small_config(model, tmp_path), model)
+    whole = world.collect
+    world.collect = lambda plans, on_done: whole(plans[1:], on_done)  # type: ignore[method-assign]
+    with pytest.raises(RunStopped, match=r"missing: \['s000000-g0000-a000'\]"):
+        run.train()
+
+
+def test_rollouts_only_and_from_rollouts(model: Path, tmp_path: Path) -> None:
+    config = small_config(model, tmp_path, steps=3)
+    collected, _ = make_run(config, model)
+    before = digest(collected)
+    collected.rollouts_only()
+    assert digest(collected) == before
+    trained, _ = make_run(config, model, engine=False)
+    assert trained.from_rollouts(collected.store) == 3
+    assert digest(trained) != before
+    assert [step for step, _ in list_checkpoints(trained.store.checkpoints)] == [2, 3]
+    empty = RunStore.create(tmp_path, "empty", config.to_yaml())
+    with pytest.raises(RunStopped, match="no complete rollouts"):
+        make_run(config, model, engine=False)[0].from_rollouts(empty)
+
+
+def test_validation_marks_the_best_checkpoint_and_keeps_it(model: Path, tmp_path: Path) -> None:
+    val = {"every": 1, "tasks": 2, "samples": 1}
+    config = small_config(model, tmp_path, val=val, checkpoint={"every": 10, "keep_last": 1})
+    run, _ = make_run(config, model, heldout=True)
+    scores = iter([0.1, 0.9, 0.5])
+
+    original = run.evaluate
+
+    def evaluate(label: str, done: int, samples: int) -> list[Rollout]:
+        rollouts = original(label, done, samples)
+        if label.startswith("eval_0"):
+            score = next(scores)
+            rollouts = [
+                r.model_copy(update={"reward": float(k < score * len(rollouts))}) for k, r in enumerate(rollouts)
+            ]
+        return rollouts
+
+    run.evaluate = evaluate  # type: ignore[method-assign]
+    run.train()
+    assert json.loads((run.store.checkpoints / "best.json").read_text())["step"] == 2
+    assert [step for step, _ in list_checkpoints(run.store.checkpoints)] == [2, 4]
+
+
+def test_observer_sees_every_rollout(model: Path, tmp_path: Path) -> None:
+    run, _ = make_run(small_config(model, tmp_path, steps=2), model)
+    run.train()
+    assert isinstance(run.observer, Quiet) and run.observer.seen == 12
