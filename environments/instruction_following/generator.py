@@ -33,7 +33,8 @@ class Made:
     anchor: str
 
 
-Family = Callable[[random.Random, str, Topic, str], Made]
+Family = Callable[[random.Random, str, Topic, str, str], Made]
+"""From random, split, topic, keyword and closing phrase to a task; the phrase is the same in a task and its worked examples."""
 
 
 def _existence(word: str) -> tuple[str, dict[str, Any]]:
@@ -44,27 +45,27 @@ def _at_least(number: int) -> tuple[str, dict[str, Any]]:
     return "length_constraints:number_words", {"num_words": number, "relation": "at least"}
 
 
-def _keyword(r: random.Random, split: str, topic: Topic, word: str) -> Made:
+def _keyword(r: random.Random, split: str, topic: Topic, word: str, phrase: str) -> Made:
     least = r.choice(LEAST_WORDS[split])
     ask = f'Write one sentence about {topic.phrase} with at least {least} words. Use the word "{word}".'
     return Made(ask, [_existence(word), _at_least(least)], topic.sentences[word], word)
 
 
-def _range(r: random.Random, split: str, topic: Topic, word: str) -> Made:
+def _range(r: random.Random, split: str, topic: Topic, word: str, phrase: str) -> Made:
     least, most = r.choice(LEAST_WORDS[split]), r.choice(MOST_WORDS[split])
     ask = f'In {least} to {most} words, say something about {topic.phrase}. Use the word "{word}".'
     bounds = {"min_words": least, "max_words": most}
     return Made(ask, [("count:word_count_range", bounds), _existence(word)], topic.sentences[word], word)
 
 
-def _no_comma(r: random.Random, split: str, topic: Topic, word: str) -> Made:
+def _no_comma(r: random.Random, split: str, topic: Topic, word: str, phrase: str) -> Made:
     least = r.choice(LEAST_WORDS[split])
     ask = f'Write at least {least} words about {topic.phrase}. Use the word "{word}". Do not use any commas.'
     checks = [("punctuation:no_comma", {}), _existence(word), _at_least(least)]
     return Made(ask, checks, topic.sentences[word], word)
 
 
-def _bullets(r: random.Random, split: str, topic: Topic, word: str) -> Made:
+def _bullets(r: random.Random, split: str, topic: Topic, word: str, phrase: str) -> Made:
     number = r.choice(BULLETS[split])
     others = [other for other in topic.sentences if other != word]
     items = [f"the {word}", *(f"the {other}" for other in others), topic.phrase][:number]
@@ -77,14 +78,14 @@ def _bullets(r: random.Random, split: str, topic: Topic, word: str) -> Made:
     return Made(ask, checks, "\n".join(f"* {item}" for item in items), word)
 
 
-def _ending(r: random.Random, split: str, topic: Topic, word: str) -> Made:
-    phrase, least = r.choice(ENDINGS[split]), r.choice(LEAST_WORDS[split])
+def _ending(r: random.Random, split: str, topic: Topic, word: str, phrase: str) -> Made:
+    least = r.choice(LEAST_WORDS[split])
     ask = f"Write at least {least} words about {topic.phrase}. End your answer with exactly this phrase: {phrase}"
     checks = [("startend:end_checker", {"end_phrase": phrase}), _existence(topic.name), _at_least(least)]
-    return Made(ask, checks, f"{topic.sentences[word]} {phrase}", phrase)
+    return Made(ask, checks, f"{topic.sentences[word]} {phrase}", topic.name)
 
 
-def _title(r: random.Random, split: str, topic: Topic, word: str) -> Made:
+def _title(r: random.Random, split: str, topic: Topic, word: str, phrase: str) -> Made:
     least = r.choice(LEAST_WORDS[split])
     ask = (
         f"Write at least {least} words about {topic.phrase}. Begin with a title in double angle brackets, "
@@ -94,13 +95,13 @@ def _title(r: random.Random, split: str, topic: Topic, word: str) -> Made:
     return Made(ask, checks, f"<<The {topic.name} and the {word}>>\n{topic.sentences[word]}", topic.name)
 
 
-def _lowercase(r: random.Random, split: str, topic: Topic, word: str) -> Made:
+def _lowercase(r: random.Random, split: str, topic: Topic, word: str, phrase: str) -> Made:
     ask = f'Write a sentence about {topic.phrase} in all lowercase letters. Use the word "{word}".'
     checks = [("change_case:english_lowercase", {}), _existence(word)]
     return Made(ask, checks, topic.sentences[word].lower(), word)
 
 
-def _avoid(r: random.Random, split: str, topic: Topic, word: str) -> Made:
+def _avoid(r: random.Random, split: str, topic: Topic, word: str, phrase: str) -> Made:
     least = r.choice(LEAST_WORDS[split])
     forbidden = r.choice([other for other in topic.sentences if other not in topic.sentences[word].lower()])
     ask = f'Write at least {least} words about {topic.phrase}. Do not use the word "{forbidden}".'
@@ -113,14 +114,14 @@ def _avoid(r: random.Random, split: str, topic: Topic, word: str) -> Made:
 
 
 FAMILIES: list[tuple[str, float, tuple[int, ...], Family]] = [
-    ("keyword", 0.55, (0, 1, 2), _keyword),
-    ("word_range", 0.45, (0, 1), _range),
-    ("no_comma", 0.7, (0, 1, 2), _no_comma),
+    ("keyword", 0.75, (0, 1, 2), _keyword),
+    ("word_range", 0.75, (0, 1), _range),
+    ("no_comma", 0.85, (0, 1, 2), _no_comma),
     ("bullets", 0.7, (1, 2), _bullets),
-    ("ending", 0.9, (1, 2), _ending),
-    ("title", 0.8, (0, 1, 2), _title),
-    ("lowercase", 0.8, (2,), _lowercase),
-    ("avoid", 0.6, (0, 1), _avoid),
+    ("ending", 0.75, (1, 2), _ending),
+    ("title", 0.75, (1, 2), _title),
+    ("lowercase", 0.6, (2,), _lowercase),
+    ("avoid", 0.55, (0, 1), _avoid),
 ]
 """name, difficulty without worked examples, how many of these a task may have, maker"""
 
@@ -131,11 +132,12 @@ def generate(n: int, seed: int, split: str) -> Iterator[dict[str, Any]]:
         r = random.Random(f"instruction_following|{seed}|{split}|{k}")
         family, hardness, shots, make = FAMILIES[k % len(FAMILIES)]
         topic = r.choice(TOPICS[split])
-        made = make(r, split, topic, r.choice(list(topic.sentences)))
+        phrase = r.choice(ENDINGS[split])
+        made = make(r, split, topic, r.choice(list(topic.sentences)), phrase)
         turns: list[dict[str, str]] = []
         examples = r.choice(shots)
         for shown in r.sample(TRAIN, len(TRAIN)):
-            example = make(r, "train", shown, r.choice(list(shown.sentences)))
+            example = make(r, "train", shown, r.choice(list(shown.sentences)), phrase)
             if len(turns) == 2 * examples:
                 break
             if shown is topic or made.anchor.lower() in example.answer.lower():
