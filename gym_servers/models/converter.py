@@ -1,175 +1,195 @@
-"""OpenAI Responses items <-> chat messages, in NeMo-Gym's forms.
+"""Responses items to chat messages and back, in NeMo-Gym's forms, token fields included.
 
-In chat history, reasoning stands before its text as `<think>...</think>`; items of one assistant turn become one message. On
-the way back the `<think>` parts become one reasoning item. Where token fields are asked for, they travel on the turn's last item.
+One assistant message holds a run of reasoning, message and function_call items; reasoning travels inside the text as
+`<think>...</think>`. System and developer messages that lead, and `instructions`, become one system message.
 """
 
 from __future__ import annotations
 
-import re
-import uuid
+import secrets
+import time
 from typing import Any
 
+from gym_servers.models.parsers import split_reasoning
 from gym_servers.protocol import Item, OmnigymError
 
-Message = dict[str, Any]
 TOKEN_FIELDS = ("prompt_token_ids", "generation_token_ids", "generation_log_probs")
-_PASSED = ("temperature", "top_p", "top_logprobs", "metadata", "model", "user", "store", "service_tier")
-_KNOWN = {
-    *_PASSED,
-    "input",
-    "instructions",
-    "max_output_tokens",
-    "reasoning",
-    "tools",
-    "tool_choice",
-    "parallel_tool_calls",
-    "include",
-    "previous_response_id",
-    "text",
-    "truncation",
-    "background",
-    "max_tool_calls",
-    "prompt",
-    "stream",
-}
-_THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
+SAME_NAME = ("temperature", "top_p", "metadata", "top_logprobs", "model", "user", "store", "service_tier")
+KNOWN = frozenset(
+    {
+        *SAME_NAME,
+        *("background", "conversation", "include", "input", "instructions", "max_output_tokens", "max_tool_calls"),
+        *(
+            "parallel_tool_calls",
+            "previous_response_id",
+            "prompt",
+            "prompt_cache_key",
+            "reasoning",
+            "safety_identifier",
+        ),
+        *("stream", "text", "tool_choice", "tools", "truncation"),
+    }
+)
+FINISH_TO_INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}
 
 
-class UnsupportedRequest(OmnigymError):
-    """A request that has no chat form: says which part and why."""
+class ConversionError(OmnigymError, ValueError):
+    """A request that cannot be said in the other form."""
 
 
-def _parts(content: Any, where: str) -> Any:
-    """Responses content as chat content: a string stays one, parts become chat parts."""
-    if isinstance(content, str) or content is None:
-        return content or ""
-    parts: list[dict[str, Any]] = []
-    for part in content:
-        kind = part.get("type")
-        if kind in ("input_text", "output_text", "text"):
-            parts.append({"text": part["text"], "type": "text"})
-        elif kind == "refusal":
-            parts.append({"text": part["refusal"], "type": "text"})
-        elif kind == "input_image" and where == "message":
-            image = {"url": part["image_url"], **({"detail": part["detail"]} if "detail" in part else {})}
-            parts.append({"image_url": image, "type": "image_url"})
-        else:
-            raise UnsupportedRequest(f"{where}: content part of type '{kind}' has no chat form")
-    return parts
+class NotRepresentable(ConversionError, NotImplementedError):
+    """Content that chat messages have no place for."""
+
+
+def _part(part: Any, where: str) -> Item:
+    """One Responses content part as a chat content part."""
+    kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+    if kind in ("input_text", "output_text", "text") and isinstance(part.get("text"), str):
+        return {"type": "text", "text": part["text"]}
+    if kind == "refusal" and isinstance(part.get("refusal"), str):
+        return {"type": "text", "text": part["refusal"]}
+    if kind == "input_image" and isinstance(part.get("image_url"), str):
+        return {
+            "type": "image_url",
+            "image_url": {k: part[k] for k in ("url", "detail") if k in part} | {"url": part["image_url"]},
+        }
+    raise NotRepresentable(f"{where}: content part {kind!r} cannot be said in a chat message")
+
+
+def _content(content: Any, where: str) -> str | list[Item]:
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise ConversionError(f"{where}: content must be a string or a list of parts, found {type(content).__name__}")
+    return [_part(part, where) for part in content]
 
 
 def _text(content: Any, where: str) -> str:
-    parts = _parts(content, where)
-    return parts if isinstance(parts, str) else "".join(part.get("text", "") for part in parts)
+    made = _content(content, where)
+    if isinstance(made, str):
+        return made
+    if any(part["type"] != "text" for part in made):
+        raise NotRepresentable(f"{where}: text only")
+    return "".join(part["text"] for part in made)
 
 
-class _Turn:
-    """The assistant items between two other messages."""
+def _tool_output(item: Item) -> Item:
+    call_id, output = item.get("call_id"), item.get("output")
+    if isinstance(output, list):
+        bad = [
+            str(p.get("type"))
+            for p in output
+            if isinstance(p, dict) and p.get("type") not in ("input_text", "text", "output_text")
+        ]
+        if bad:
+            raise NotRepresentable(
+                f"Cannot convert Responses function_call_output for call {call_id!r} to a Chat Completions tool message: "
+                f"Chat tool messages cannot represent content part type(s) {', '.join(map(repr, bad))}"
+            )
+    return {"role": "tool", "content": _content(output, f"output of call {call_id!r}"), "tool_call_id": call_id}
 
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-        self.calls: list[dict[str, Any]] = []
-        self.tokens: dict[str, Any] = {}
-        self.used = False
 
-    def message(self) -> Message:
-        message: Message = {"role": "assistant", "content": "".join(self.texts)}
-        if self.calls:
-            message["tool_calls"] = self.calls
-        return {**message, **self.tokens}
+def items_to_messages(items: list[Item], *, token_fields: bool = False) -> list[Item]:
+    """Responses input items as chat messages. Raises ConversionError."""
+    messages: list[Item] = []
+    run: Item | None = None  # the assistant message being put together
 
+    def assistant(item: Item) -> Item:
+        nonlocal run
+        if run is None:
+            run = {"role": "assistant"}
+            messages.append(run)
+        if token_fields:
+            run.update({name: item[name] for name in TOKEN_FIELDS if item.get(name) is not None})
+        return run
 
-def chat_messages(request: dict[str, Any], token_fields: bool = False) -> list[Message]:
-    """Messages of a Responses request. Raises UnsupportedRequest."""
-    items = request.get("input", [])
-    if isinstance(items, str):
-        items = [{"role": "user", "content": [{"type": "input_text", "text": items}]}]
-    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-        raise UnsupportedRequest("field 'input' must be a string or a list of items")
-    system = [request["instructions"]] if request.get("instructions") else []
-    messages: list[Message] = []
-    turn = _Turn()
-
-    def close() -> None:
-        nonlocal turn
-        if turn.used:
-            messages.append(turn.message())
-        turn = _Turn()
-
-    for item in items:
-        kind = item.get("type", "message")
-        role = item.get("role")
-        if kind == "message" and role in ("system", "developer"):
-            system.append(_text(item.get("content"), "message"))
-            continue
-        if kind == "reasoning" or kind == "function_call" or (kind == "message" and role == "assistant"):
-            turn.used = True
-            if kind == "reasoning":
-                thought = "\n".join(part.get("text", "") for part in item.get("summary") or [])
-                turn.texts += [f"<think>{thought}</think>"] if thought else []
-            elif kind == "message":
-                turn.texts.append(_text(item.get("content"), "message"))
-            else:
-                function = {"arguments": item["arguments"], "name": item["name"]}
-                turn.calls.append({"id": item["call_id"], "function": function, "type": "function"})
-            if token_fields and all(field in item for field in TOKEN_FIELDS):
-                turn.tokens = {field: item[field] for field in TOKEN_FIELDS}
-            continue
-        close()
-        if kind == "message" and role == "user":
-            messages.append({"content": _parts(item.get("content"), "message"), "role": "user"})
+    for index, item in enumerate(items):
+        where = f"input[{index}]"
+        if not isinstance(item, dict):
+            raise ConversionError(f"{where}: expected an object, found {type(item).__name__}")
+        kind = item.get("type") or "message"
+        if kind == "reasoning":
+            text = "".join(s.get("text", "") for s in item.get("summary") or [])
+            message = assistant(item)
+            if text:
+                message["content"] = message.get("content", "") + f"<think>{text}</think>"
+        elif kind == "function_call":
+            call = {
+                "id": item.get("call_id"),
+                "type": "function",
+                "function": {"name": item.get("name"), "arguments": item.get("arguments", "")},
+            }
+            assistant(item).setdefault("tool_calls", []).append(call)
+        elif kind == "message" and item.get("role") == "assistant":
+            if run is not None and "tool_calls" in run:
+                run = None  # a message after calls is a turn of its own
+            message = assistant(item)
+            message["content"] = message.get("content", "") + _text(item.get("content", ""), where)
         elif kind == "function_call_output":
-            content = _parts(item.get("output"), f"output of call '{item.get('call_id')}'")
-            messages.append({"content": content, "role": "tool", "tool_call_id": item.get("call_id")})
+            run = None
+            messages.append(_tool_output(item))
+        elif kind == "message" and item.get("role") in ("user", "system", "developer"):
+            run = None
+            messages.append({"role": item["role"], "content": _content(item.get("content"), where)})
         else:
-            raise UnsupportedRequest(f"input item of type '{kind}' with role '{role}' has no chat form")
-    close()
-    if system:
-        messages.insert(0, {"content": "\n\n".join(system), "role": "system"})
+            raise ConversionError(f"{where}: item type {kind!r} with role {item.get('role')!r} is not supported")
     return messages
 
 
-def chat_params(request: dict[str, Any], token_fields: bool = False) -> dict[str, Any]:
-    """A Responses request as chat completion parameters. Raises UnsupportedRequest, also for unknown fields."""
-    unknown = sorted(set(request) - _KNOWN)
+def responses_to_chat(params: Item, *, token_fields: bool = False) -> Item:
+    """A Responses request as a chat request; absent fields stay absent. Raises ConversionError."""
+    unknown = sorted(set(params) - KNOWN)
     if unknown:
-        raise UnsupportedRequest(f"unknown fields {unknown} in the request")
-    params: dict[str, Any] = {"messages": chat_messages(request, token_fields)}
-    params.update({key: request[key] for key in _PASSED if request.get(key) is not None})
-    if request.get("max_output_tokens") is not None:
-        params["max_tokens"] = request["max_output_tokens"]
-    if (request.get("reasoning") or {}).get("effort") is not None:
-        params["reasoning_effort"] = request["reasoning"]["effort"]
-    if request.get("tools"):
-        params["tools"] = [
-            {"function": {k: v for k, v in tool.items() if k not in ("type", "strict")}, "type": "function"}
-            for tool in request["tools"]
+        raise ConversionError(f"unknown field(s) {unknown} in the Responses request")
+    given = params.get("input")
+    if isinstance(given, str):
+        messages: list[Item] = [{"role": "user", "content": [{"type": "text", "text": given}]}]
+    elif isinstance(given, list):
+        messages = items_to_messages(given, token_fields=token_fields)
+    else:
+        raise ConversionError(f"field 'input' must be a string or a list of items, found {type(given).__name__}")
+    lead = 0
+    while lead < len(messages) and messages[lead]["role"] in ("system", "developer"):
+        lead += 1
+    head = [params["instructions"]] if params.get("instructions") else []
+    head += [_text(message["content"], "system message") for message in messages[:lead]]
+    if head:
+        messages = [{"role": "system", "content": "\n\n".join(head)}, *messages[lead:]]
+    chat: Item = {"messages": messages}
+    chat.update({name: params[name] for name in SAME_NAME if params.get(name) is not None})
+    if params.get("max_output_tokens") is not None:
+        chat["max_tokens"] = params["max_output_tokens"]
+    reasoning = params.get("reasoning")
+    if isinstance(reasoning, dict) and reasoning.get("effort") is not None:
+        chat["reasoning_effort"] = reasoning["effort"]
+    tools = params.get("tools")
+    if tools:
+        chat["tools"] = [
+            {"type": "function", "function": {k: v for k, v in tool.items() if k not in ("type", "strict")}}
+            for tool in tools
         ]
-        params.update({k: request[k] for k in ("tool_choice", "parallel_tool_calls") if request.get(k) is not None})
-    elif request.get("tool_choice") == "required":
-        raise UnsupportedRequest("tool_choice='required' requires at least one tool")
-    return params
+        chat.update({k: params[k] for k in ("tool_choice", "parallel_tool_calls") if params.get(k) is not None})
+    elif params.get("tool_choice") == "required":
+        raise ConversionError("tool_choice='required' requires at least one tool")
+    return chat
 
 
-def response_items(message: Message, split_reasoning: bool = True, token_fields: bool = False) -> list[Item]:
-    """Output items of a chat answer: reasoning, message, function calls."""
-    text = message.get("content") or ""
-    thoughts: list[str] = []
-    if split_reasoning:
-        thoughts = _THINK.findall(text)
-        text = _THINK.sub("", text)
-    items: list[Item] = []
-    if thoughts:
-        summary = [{"text": thought, "type": "summary_text"} for thought in thoughts]
-        items.append({"id": f"rs_{uuid.uuid4().hex}", "summary": summary, "type": "reasoning"})
+def message_to_items(message: Item, *, reasoning: bool, token_fields: bool = False) -> list[Item]:
+    """A chat completion's message as Responses output items. Token fields go to the last item."""
+    content = message.get("content") or ""
+    blocks, text = split_reasoning(content) if reasoning else ([], content)
+    if message.get("reasoning_content"):
+        blocks = [message["reasoning_content"], *blocks]
     calls = message.get("tool_calls") or []
-    if text or not (calls or thoughts):
-        content: list[dict[str, Any]] = [{"annotations": [], "text": text, "type": "output_text"}]
+    items: list[Item] = []
+    if blocks:
+        summary = [{"text": block, "type": "summary_text"} for block in blocks]
+        items.append({"id": f"rs_{secrets.token_hex(16)}", "summary": summary, "type": "reasoning"})
+    if text or not (blocks or calls):
         items.append(
             {
-                "id": f"msg_{uuid.uuid4().hex}",
-                "content": content,
+                "id": f"msg_{secrets.token_hex(16)}",
+                "content": [{"annotations": [], "text": text, "type": "output_text"}],
                 "role": "assistant",
                 "status": "completed",
                 "type": "message",
@@ -186,30 +206,44 @@ def response_items(message: Message, split_reasoning: bool = True, token_fields:
                 "status": "completed",
             }
         )
-    if token_fields and all(field in message for field in TOKEN_FIELDS):
-        items[-1].update({field: message[field] for field in TOKEN_FIELDS})
+    if token_fields:
+        items[-1].update({name: message[name] for name in TOKEN_FIELDS if message.get(name) is not None})
     return items
 
 
-def response_status(finish_reason: str) -> tuple[str, dict[str, str] | None]:
-    """(status, incomplete_details) of a Response."""
-    if finish_reason == "length":
-        return "incomplete", {"reason": "max_output_tokens"}
-    if finish_reason in ("content_filter", "context"):
-        return "incomplete", {"reason": finish_reason}
-    return "completed", None
-
-
-def response_usage(usage: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Chat usage in the Responses form."""
-    if usage is None:
-        return None
-    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
-    reasoning = (usage.get("completion_tokens_details") or {}).get("reasoning_tokens")
+def chat_to_response(
+    completion: Item, *, reasoning: bool, token_fields: bool = False, request: Item | None = None
+) -> Item:
+    """A chat completion as a Responses response."""
+    choice = completion["choices"][0]
+    reason = FINISH_TO_INCOMPLETE.get(choice.get("finish_reason", "stop"))
+    details = completion.get("incomplete_details") or ({"reason": reason} if reason else None)
+    usage = completion.get("usage")
+    request = request or {}
     return {
-        "input_tokens": usage["prompt_tokens"],
-        "input_tokens_details": {"cached_tokens": cached},
-        "output_tokens": usage["completion_tokens"],
-        "output_tokens_details": {"reasoning_tokens": reasoning},
-        "total_tokens": usage["total_tokens"],
+        "id": f"resp_{secrets.token_hex(16)}",
+        "object": "response",
+        "created_at": completion.get("created", int(time.time())),
+        "model": completion.get("model", ""),
+        "status": "incomplete" if details else "completed",
+        "incomplete_details": details,
+        "error": None,
+        "instructions": request.get("instructions"),
+        "metadata": request.get("metadata") or {},
+        "output": message_to_items(choice["message"], reasoning=reasoning, token_fields=token_fields),
+        "parallel_tool_calls": request.get("parallel_tool_calls", True),
+        "temperature": request.get("temperature"),
+        "tool_choice": request.get("tool_choice", "auto"),
+        "tools": request.get("tools") or [],
+        "top_p": request.get("top_p"),
+        "usage": usage
+        and {
+            "input_tokens": usage["prompt_tokens"],
+            "input_tokens_details": {"cached_tokens": (usage.get("prompt_tokens_details") or {}).get("cached_tokens")},
+            "output_tokens": usage["completion_tokens"],
+            "output_tokens_details": {
+                "reasoning_tokens": (usage.get("completion_tokens_details") or {}).get("reasoning_tokens")
+            },
+            "total_tokens": usage["total_tokens"],
+        },
     }

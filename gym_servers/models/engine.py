@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from gym_servers.protocol import OmnigymError
+
 FinishReason = Literal["stop", "length", "abort"]
 
 
@@ -54,6 +56,10 @@ class EngineState:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
+class WeightsRefused(OmnigymError):
+    """An update that was refused before the model was touched: the old weights keep serving."""
+
+
 class Tokenizer(Protocol):
     """Text to ids and back. `decode` keeps special tokens; `encode` adds none but recognises them in the text."""
 
@@ -85,7 +91,7 @@ class Engine(Protocol):
         """Per sequence of T tokens the T-1 log-probabilities of its tokens after the first, at temperature 1."""
 
     async def update_weights(self, path: str, digest: str, version: int) -> None:
-        """Load the safetensors file. No call is in flight. Any exception means that the engine must not be used again."""
+        """Load the safetensors file. No call is in flight. Any exception but WeightsRefused means that the engine is lost."""
 
     async def check(self) -> None:
         """Raises where the engine is dead."""

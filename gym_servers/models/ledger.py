@@ -1,200 +1,257 @@
-"""Tokens are recorded where they are sampled: the ledger of one rollout.
+"""What one rollout sampled: a tree of calls, and the segments it makes (spec/algorithm.md, section 4). Pure.
 
-Calls form a tree. A call whose messages continue those of an earlier call extends its tokens: they are never tokenised again.
-Rule (spec section 4): if the rendering of all messages starts, as text, with the rendering up to the last assistant turn, and
-that equals decode(ledger ids) up to a missing end token, the new ids are ledger ids + encode(the rest). Otherwise (the
-template dropped reasoning, the client edited the past, a second call continues the same node) a new segment starts. Either
-way every sampled token has mask 1 exactly once, in the segment that sampled it.
+A call whose messages continue an earlier call's messages and answer extends that node; any other starts a root. Where it
+extends, its prompt is the node's ids plus the encoding of the text that is new, so sampled tokens are never re-tokenised.
+Where the template changed the past (dropped reasoning, edited context), the prompt is encoded afresh: a new segment.
+Every sampled token of a finished call is masked 1 in exactly one segment; those of aborted calls are counted as dropped.
+
+Assistant turns are recognised by answer and tool calls, without reasoning: a client that does not send reasoning back still
+continues its own rollout, and the template decides what of the reasoning stays.
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Literal
 
+import orjson
+
+from gym_servers.models.engine import Generation, Tokenizer
+from gym_servers.models.parsers import split_reasoning
+from gym_servers.models.template import arguments_of, text_of
 from gym_servers.models.wire import LedgerExport
-from gym_servers.protocol import OmnigymError, Segment
+from gym_servers.protocol import Item, OmnigymError, Segment
 
-Message = dict[str, Any]
-MAX_TOKENS = 4_000_000
-
-
-class ChatTokenizer(Protocol):
-    """What the ledger needs of a tokenizer and its chat template."""
-
-    end_texts: tuple[str, ...]
-    """Texts of the tokens that end a turn."""
-
-    def encode(self, text: str) -> list[int]: ...
-
-    def decode(self, ids: list[int]) -> str:
-        """Text of `ids`, special tokens included."""
-        ...
-
-    def render(self, messages: list[Message], tools: list[dict[str, Any]] | None, generate: bool) -> str:
-        """The template's text; with the opening of an assistant turn where `generate`."""
-        ...
+MAX_CALLS = 1024
+MAX_TOKENS = 8 << 20
 
 
 class LedgerFull(OmnigymError):
-    """A rollout sampled more than a ledger holds."""
+    """A rollout with more calls or tokens than a ledger holds."""
 
 
-@dataclass
-class _Growing:
-    token_ids: list[int]
-    mask: list[int]
-    lp_gen: list[float]
-    weight_version: int
-    break_reason: str
+@dataclass(eq=False)
+class Node:
+    """One finished call. key: of its messages and answer. raw: the assistant's turn as text, without the end token.
 
-
-@dataclass
-class _Node:
-    """A finished call: its messages, the answer included, and where its tokens end."""
-
-    messages: list[Message]
-    tools: list[dict[str, Any]] | None
-    segment: int
-    length: int
-
-
-@dataclass
-class Prompt:
-    """What to send to the engine for one call. node: the call that it extends; None starts a segment."""
-
-    token_ids: list[int]
-    node: _Node | None
-    break_reason: str
-    messages: list[Message]
-    tools: list[dict[str, Any]] | None
-
-
-def _comparable(messages: list[Message]) -> list[Message]:
-    """Messages without fields that are absent in meaning (None, empty tool_calls), as clients drop or add those."""
-    return [{key: value for key, value in message.items() if value not in (None, [])} for message in messages]
-
-
-def extension(previous: str, everything: str, decoded: str, end_texts: tuple[str, ...]) -> str | None:
-    """The text to add behind `decoded`, or None where the rule does not hold.
-
-    previous: rendering up to the last assistant turn; everything: rendering of all; decoded: text of the ledger's ids.
+    position: index of that turn among the messages. parent: the call it extends as a conversation.
+    extends: whether prompt_ids starts with the parent's prompt and sampled ids.
     """
-    if not everything.startswith(previous) or not everything.startswith(decoded) or not previous.startswith(decoded):
+
+    key: bytes
+    position: int
+    raw: str
+    prompt_ids: list[int]
+    generation: Generation
+    parent: Node | None
+    extends: bool
+    break_reason: str
+    number: int
+
+    @property
+    def ids(self) -> list[int]:
+        return self.prompt_ids + self.generation.token_ids
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What to send to the engine for a call, and where it stands in the tree."""
+
+    ids: list[int]
+    parent: Node | None
+    extends: bool
+    break_reason: str
+
+
+Render = Callable[[Sequence[Item], bool, dict[int, str]], str]
+"""(messages, with the generation prompt?, raw assistant texts by message index) -> text."""
+
+
+def canonical(message: Item) -> bytes:
+    """What makes two messages the same: role, text (an assistant's without reasoning and outer space), tool calls."""
+    role = message.get("role")
+    text = text_of(message.get("content"))
+    if role == "assistant":
+        text = split_reasoning(text)[1].strip()
+    calls = [[call.get("function", {}).get("name"), arguments_of(call)] for call in message.get("tool_calls") or []]
+    return orjson.dumps([role, text, calls], option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
+
+
+def chain(messages: Sequence[Item], start: bytes = b"") -> list[bytes]:
+    """Key of every prefix of `messages`: entry i belongs to the first i+1."""
+    keys = []
+    for message in messages:
+        start = hashlib.sha256(start + canonical(message)).digest()
+        keys.append(start)
+    return keys
+
+
+def continued_ids(
+    earlier: Sequence[int], before: str, whole: str, tokenizer: Tokenizer
+) -> tuple[list[int] | None, str]:
+    """Ids of `whole` that start with `earlier`, or None and why there are none.
+
+    before: rendering up to the last assistant turn. whole: rendering of all messages with the generation prompt.
+    """
+    if not whole.startswith(before):
+        return None, "template_changed_past"
+    known = tokenizer.decode(earlier)
+    if not before.startswith(known):
+        return None, "text_differs"
+    # what the template writes after the sampled turn: white space, and the end token where none was sampled
+    if before[len(known) :].strip() not in ("", tokenizer.end_token):
+        return None, "text_differs"
+    return [*earlier, *tokenizer.encode(whole[len(known) :])], ""
+
+
+def splice_prefix(
+    earlier: Sequence[int], before: Sequence[int], whole: Sequence[int], end_id: int | None
+) -> list[int] | None:
+    """The same on ids, for a client that brings its own: `earlier` in place of the template's re-encoding of it.
+
+    before, whole: the template's ids up to the last assistant turn, and of everything. None: the template changed the past,
+    so a new segment starts. Raises ValueError where there is no end token to join at.
+    """
+    if not earlier:
+        return list(whole)
+    if end_id is None:
+        raise ValueError("cannot splice: the tokenizer has no end token")
+    join = max((i for i, token in enumerate(before) if token == end_id), default=-1)
+    if join < 0:
+        raise ValueError(f"cannot splice: no end token {end_id} in the template's prefix")
+    if join >= len(whole) or end_id not in whole[: len(before)]:
+        raise ValueError(f"cannot splice: no end token {end_id} in the template's ids")
+    if list(whole[: len(before)]) != list(before):
         return None
-    missing = previous[len(decoded) :].strip()
-    return everything[len(decoded) :] if missing == "" or missing in end_texts else None
+    kept = earlier[:-1] if earlier[-1] == end_id else earlier
+    return [*kept, *whole[join:]]
 
 
 @dataclass
 class Ledger:
-    """The calls of one rollout."""
+    """The calls of one rollout. Not thread-safe: one event loop owns it."""
 
     rollout_id: str
-    tokenizer: ChatTokenizer
-    _nodes: list[_Node] = field(default_factory=list)
-    _segments: list[_Growing] = field(default_factory=list)
-    _finish_reasons: list[str] = field(default_factory=list)
-    _usage: dict[str, int] = field(default_factory=lambda: {"prompt_tokens": 0, "sampled_tokens": 0, "requests": 0})
-    _truncation: Literal["", "max_tokens", "context"] = ""
-    _dropped: int = 0
+    nodes: list[Node] = field(default_factory=list)
+    usage: dict[str, int] = field(default_factory=lambda: {"prompt_tokens": 0, "sampled_tokens": 0, "requests": 0})
+    calls: int = 0
+    tokens: int = 0
+    dropped: int = 0
+    truncation_reason: Literal["", "max_tokens", "context"] = ""
+    finish_reasons: list[str] = field(default_factory=list)
+    temperature: float | None = None
+    _by_key: dict[bytes, Node] = field(default_factory=dict)
 
-    @property
-    def calls(self) -> int:
-        """Calls so far; the number of the next one."""
-        return self._usage["requests"]
+    def open_call(self, temperature: float) -> int:
+        """Number of the next call. Raises LedgerFull, and OmnigymError for a second temperature."""
+        if self.calls >= MAX_CALLS or self.tokens >= MAX_TOKENS:
+            raise LedgerFull(
+                f"rollout {self.rollout_id!r} has {self.calls} calls and {self.tokens} tokens; a ledger holds "
+                f"{MAX_CALLS} calls and {MAX_TOKENS} tokens: end the rollout earlier"
+            )
+        if self.temperature is not None and temperature != self.temperature:
+            raise OmnigymError(
+                f"rollout {self.rollout_id!r} samples at temperature {self.temperature}, this call asks for {temperature}: "
+                "a rollout has one temperature, since the trainer applies it too"
+            )
+        self.temperature = temperature
+        self.calls += 1
+        return self.calls - 1
 
-    def prompt(self, messages: list[Message], tools: list[dict[str, Any]] | None) -> Prompt:
-        """Token ids of a call's prompt, by the rule."""
-        messages = _comparable(messages)
-        everything = self.tokenizer.render(messages, tools, True)
-        node = max(
-            (n for n in self._nodes if n.tools == tools and messages[: len(n.messages)] == n.messages),
-            key=lambda n: len(n.messages),
-            default=None,
+    def prompt(self, messages: Sequence[Item], render: Render, tokenizer: Tokenizer) -> Prompt:
+        """Ids to send for `messages`."""
+        keys = chain(messages)
+        parent: Node | None = None
+        for index in range(len(messages) - 1, -1, -1):
+            if messages[index].get("role") == "assistant" and (parent := self._by_key.get(keys[index])) is not None:
+                break
+        raw: dict[int, str] = {}
+        node = parent
+        while node is not None:
+            raw[node.position] = node.raw
+            node = node.parent
+        whole = render(messages, True, raw)
+        if parent is None:
+            reason = "" if not self.nodes else "new_conversation"
+            return Prompt(tokenizer.encode(whole), None, False, reason)
+        last = max(i for i, message in enumerate(messages) if message.get("role") == "assistant")
+        if last != parent.position:
+            # an assistant turn that was not sampled here stands after the parent: its text is part of what is new
+            last = parent.position
+        ids, reason = continued_ids(parent.ids, render(messages[: last + 1], False, raw), whole, tokenizer)
+        if ids is None:
+            return Prompt(tokenizer.encode(whole), parent, False, reason)
+        return Prompt(ids, parent, True, "")
+
+    def record(self, messages: Sequence[Item], answer: Item, prompt: Prompt, raw: str, generation: Generation) -> None:
+        """Enter a call that ended. An aborted one is only counted."""
+        self.usage["requests"] += 1
+        self.usage["prompt_tokens"] += len(prompt.ids)
+        self.usage["sampled_tokens"] += len(generation.token_ids)
+        self.finish_reasons.append(generation.finish_reason)
+        if generation.finish_reason == "abort" or not generation.token_ids:
+            self.dropped += len(generation.token_ids)
+            return
+        self.tokens += len(prompt.ids) + len(generation.token_ids)
+        node = Node(
+            key=chain([answer], chain(messages)[-1] if messages else b"")[-1],
+            position=len(messages),
+            raw=raw,
+            prompt_ids=prompt.ids,
+            generation=generation,
+            parent=prompt.parent,
+            extends=prompt.extends,
+            break_reason=prompt.break_reason,
+            number=len(self.nodes),
         )
-        if node is None:
-            reason = "" if not self._nodes else "new conversation"
-            return Prompt(self.tokenizer.encode(everything), None, reason, messages, tools)
-        segment = self._segments[node.segment]
-        ids = segment.token_ids[: node.length]
-        previous = self.tokenizer.render(messages[: len(node.messages)], tools, False)
-        rest = extension(previous, everything, self.tokenizer.decode(ids), self.tokenizer.end_texts)
-        if rest is None:
-            return Prompt(self.tokenizer.encode(everything), None, "template changed the past", messages, tools)
-        token_ids = ids + self.tokenizer.encode(rest)
-        if node.length != len(segment.token_ids):
-            return Prompt(token_ids, None, "branch", messages, tools)
-        return Prompt(token_ids, node, "", messages, tools)
-
-    def record(
-        self,
-        prompt: Prompt,
-        answer: Message,
-        token_ids: list[int],
-        logprobs: list[float],
-        finish_reason: str,
-        weight_version: int,
-    ) -> None:
-        """Enter a finished call. Raises ValueError on arrays of different lengths, LedgerFull past the bound."""
-        if len(token_ids) != len(logprobs):
-            raise ValueError(f"{len(token_ids)} sampled tokens but {len(logprobs)} log-probabilities")
-        self._count(prompt, len(token_ids), finish_reason)
-        node, reason = prompt.node, prompt.break_reason
-        if node is not None and self._segments[node.segment].weight_version != weight_version:
-            node, reason = None, "weights changed"
-        if node is not None and node.length != len(self._segments[node.segment].token_ids):
-            node, reason = None, "branch"  # a parallel call extended the node first
-        if node is None:
-            self._segments.append(_Growing([], [], [], weight_version, reason))
-            index = len(self._segments) - 1
-        else:
-            index = node.segment
-        segment = self._segments[index]
-        if sum(len(s.token_ids) for s in self._segments) + len(prompt.token_ids) + len(token_ids) > MAX_TOKENS:
-            raise LedgerFull(f"rollout '{self.rollout_id}': more than {MAX_TOKENS} tokens in its ledger")
-        carried = prompt.token_ids[len(segment.token_ids) :]
-        segment.token_ids += carried + token_ids
-        segment.mask += [0] * len(carried) + [1] * len(token_ids)
-        segment.lp_gen += [0.0] * len(carried) + logprobs
-        if finish_reason == "length":
-            self._truncation = "max_tokens"
-        self._nodes.append(
-            _Node([*prompt.messages, *_comparable([answer])], prompt.tools, index, len(segment.token_ids))
-        )
-
-    def drop(self, prompt: Prompt, sampled: int, finish_reason: str) -> None:
-        """Count a call whose tokens are in no segment: it was aborted, or straddled two weight versions."""
-        self._count(prompt, sampled, finish_reason)
-        self._dropped += sampled
-
-    def out_of_context(self) -> None:
-        """The prompt left no room for an answer."""
-        self._truncation = "context"
-
-    def _count(self, prompt: Prompt, sampled: int, finish_reason: str) -> None:
-        self._usage["prompt_tokens"] += len(prompt.token_ids)
-        self._usage["sampled_tokens"] += sampled
-        self._usage["requests"] += 1
-        self._finish_reasons.append(finish_reason)
+        self.nodes.append(node)
+        self._by_key[node.key] = node
 
     def export(self) -> LedgerExport:
-        """Everything so far."""
+        """Segments in the order in which they began."""
+        segments: list[Segment] = []
+        tail: dict[int, int] = {}  # node number -> segment that ends with it
+        for node in self.nodes:
+            new = node.generation
+            (version,) = new.weight_versions
+            at = tail.pop(node.parent.number, None) if node.parent is not None and node.extends else None
+            if at is not None and segments[at].weight_version == version:
+                segment = segments[at]
+                added = len(node.prompt_ids) - len(segment.token_ids)
+                segment.token_ids.extend(node.prompt_ids[len(segment.token_ids) :])
+                segment.mask.extend([0] * added)
+                segment.lp_gen.extend([0.0] * added)
+            else:
+                reason = node.break_reason
+                if node.extends:
+                    reason = "branch" if at is None else "weight_version"
+                segment = Segment(
+                    token_ids=list(node.prompt_ids),
+                    mask=[0] * len(node.prompt_ids),
+                    lp_gen=[0.0] * len(node.prompt_ids),
+                    weight_version=version,
+                    break_reason=reason,
+                )
+                at = len(segments)
+                segments.append(segment)
+            segment.token_ids.extend(new.token_ids)
+            segment.mask.extend([1] * len(new.token_ids))
+            segment.lp_gen.extend(new.logprobs)
+            tail[node.number] = at
+        for segment in segments:
+            if not len(segment.token_ids) == len(segment.mask) == len(segment.lp_gen):
+                raise AssertionError(f"rollout {self.rollout_id!r}: segment arrays are out of step")
+        if sum(s.sampled for s in segments) + self.dropped != self.usage["sampled_tokens"]:
+            raise AssertionError(f"rollout {self.rollout_id!r}: masked plus dropped tokens are not the sampled ones")
         return LedgerExport(
             rollout_id=self.rollout_id,
-            segments=[
-                Segment(
-                    token_ids=list(s.token_ids),
-                    mask=list(s.mask),
-                    lp_gen=list(s.lp_gen),
-                    weight_version=s.weight_version,
-                    break_reason=s.break_reason,
-                )
-                for s in self._segments
-            ],
-            usage=dict(self._usage),
-            finish_reasons=list(self._finish_reasons),
-            truncated=bool(self._truncation),
-            truncation_reason=self._truncation,
-            dropped=self._dropped,
+            segments=segments,
+            usage=dict(self.usage),
+            finish_reasons=list(self.finish_reasons),
+            truncated=bool(self.truncation_reason),
+            truncation_reason=self.truncation_reason,
+            dropped=self.dropped,
+            temperature=self.temperature,
         )

@@ -7,16 +7,19 @@ the same seed gives the same text in any batch.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
 import os
+import signal
+import socket
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 from pydantic import BaseModel, ConfigDict
 from safetensors import safe_open
 
-from gym_servers.models.engine import EngineState, FinishReason, Generation, Sampling
+from gym_servers.models.engine import EngineState, FinishReason, Generation, Sampling, Tokenizer, WeightsRefused
 from gym_servers.models.transformers_tokenizer import CheckpointTokenizer
 from gym_servers.protocol import OmnigymError
 
@@ -32,10 +35,6 @@ class VllmSettings(BaseModel):
     threads: int = 2
     kv_gib: int = 2
     seed: int = 0
-
-
-class WeightsRefused(OmnigymError):
-    """An update that was refused before the model was touched: the old weights keep serving."""
 
 
 def set_environment(settings: VllmSettings) -> None:
@@ -73,8 +72,9 @@ class VllmEngine:
     def __init__(self, settings: VllmSettings, llm: Any) -> None:
         self._llm = llm
         self._settings = settings
-        self.tokenizer = CheckpointTokenizer(settings.model)
-        self.chat_template = self.tokenizer.chat_template
+        tokenizer = CheckpointTokenizer(settings.model)
+        self.tokenizer: Tokenizer = tokenizer
+        self.chat_template = tokenizer.chat_template
         self.max_context = settings.max_model_len
         self.state = EngineState(model=settings.model, dtype=settings.dtype)
         self._scores = 0
@@ -97,6 +97,9 @@ class VllmEngine:
             max_model_len=settings.max_model_len,
             max_num_seqs=settings.max_num_seqs,
             enforce_eager=True,
+            # A prompt split over two steps rewinds its request's generator, which CPU generators cannot: the engine dies.
+            enable_chunked_prefill=False,
+            max_num_batched_tokens=max(settings.max_model_len, 4096),
             seed=settings.seed,
             logprobs_mode="processed_logprobs",
             disable_log_stats=True,
@@ -178,3 +181,59 @@ class VllmEngine:
 
     async def close(self) -> None:
         self._llm.shutdown()
+
+
+class ServeSettings(VllmSettings):
+    """Settings of the server process: `python -m gym_servers.models.vllm --settings JSON`. port 0 takes a free one."""
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    token: str | None = None
+    secret: str
+    default_max_tokens: int = 1024
+    reasoning: bool | None = None
+
+
+async def serve(settings: ServeSettings, announce: TextIO) -> None:
+    """Serve until a signal; writes the address to `announce` once the engine is ready."""
+    import uvicorn
+
+    from gym_servers.base import ServerSettings
+    from gym_servers.models.app import ModelSettings, build_model_server
+
+    sock = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((settings.host, settings.port))
+    except OSError as error:
+        raise OmnigymError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; use port 0") from None
+    of_engine = {name: getattr(settings, name) for name in VllmSettings.model_fields}
+    engine = await VllmEngine.start(VllmSettings.model_validate(of_engine))
+    app = build_model_server(
+        engine,
+        ModelSettings(
+            secret=settings.secret, default_max_tokens=settings.default_max_tokens, reasoning=settings.reasoning
+        ),
+        ServerSettings(token=settings.token, request_seconds=3600.0),
+    )
+    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=10, backlog=4096)
+    sock.listen(4096)
+    print(f"http://{settings.host}:{sock.getsockname()[1]}", file=announce, flush=True)
+    await uvicorn.Server(config).serve(sockets=[sock])
+
+
+def main() -> None:
+    """Entry of the server process; it ends with its parent."""
+    import argparse
+
+    parser = argparse.ArgumentParser(prog="python -m gym_servers.models.vllm", description="Model server over vLLM")
+    parser.add_argument("--settings", required=True, help="JSON: " + ", ".join(ServeSettings.model_fields))
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    settings = ServeSettings.model_validate_json(parser.parse_args().settings)
+    announce = os.fdopen(os.dup(1), "w")  # vLLM logs to standard output, which is for the address alone
+    os.dup2(2, 1)
+    asyncio.run(serve(settings, announce))
+
+
+if __name__ == "__main__":
+    main()

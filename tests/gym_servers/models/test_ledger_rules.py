@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gym_servers.models.ledger import Ledger, Message, extension
+from gym_servers.models.engine import Generation
+from gym_servers.models.ledger import Ledger, continued_ids
 from gym_servers.models.wire import LedgerExport, pack_ledger, unpack_ledger
-from gym_servers.protocol import OmnigymError, Segment
+from gym_servers.protocol import Item, OmnigymError, Segment
 from gym_servers.signing import SignatureError, check_rollout_id, sign_rollout_id
 
 END = "<e>"
@@ -22,7 +23,7 @@ class Merging:
     Ids below 128 are ASCII characters, 200 is "ab", 201 is the end token.
     """
 
-    end_texts = (END,)
+    end_token = END
 
     def __init__(self, keep_reasoning: bool = True) -> None:
         self.keep_reasoning = keep_reasoning
@@ -42,37 +43,42 @@ class Merging:
                 place += 1
         return ids
 
-    def decode(self, ids: list[int]) -> str:
+    def decode(self, ids: Sequence[int]) -> str:
         return "".join({200: "ab", 201: END}.get(i) or chr(i) for i in ids)
 
-    def render(self, messages: list[Message], tools: list[dict[str, Any]] | None, generate: bool) -> str:
+    def render(self, messages: Sequence[Item], generate: bool, raw: dict[int, str]) -> str:
         last_user = max((k for k, m in enumerate(messages) if m["role"] == "user"), default=-1)
         text = ""
         for k, message in enumerate(messages):
-            content = message["content"]
+            content = raw.get(k, message["content"])
             if not self.keep_reasoning and message["role"] == "assistant" and k < last_user:
                 content = content.rsplit("]", 1)[-1]
             text += f"{message['role'][0]}:{content}{END}\n"
         return text + ("a:" if generate else "")
 
 
-def turn(ledger: Ledger, messages: list[Message], sampled: list[int], version: int = 0) -> list[Message]:
-    prompt = ledger.prompt(messages, None)
-    text = ledger.tokenizer.decode(sampled).removesuffix(END)
+def turn(ledger: Ledger, tokenizer: Merging, messages: list[Item], sampled: list[int], version: int = 0) -> list[Item]:
+    prompt = ledger.prompt(messages, tokenizer.render, tokenizer)
+    ledger.open_call(1.0)
+    text = tokenizer.decode(sampled).removesuffix(END)
     answer = {"role": "assistant", "content": text}
-    ledger.record(prompt, answer, sampled, [-0.5 - k for k in range(len(sampled))], "stop", version)
+    lp = [-0.5 - k for k in range(len(sampled))]
+    ledger.record(messages, answer, prompt, text, Generation(sampled, lp, "stop", (version,)))
     return [*messages, answer]
 
 
-def user(text: str) -> Message:
+TOKENS = Merging()
+
+
+def user(text: str) -> Item:
     return {"role": "user", "content": text}
 
 
 def test_a_later_turn_extends_the_sampled_ids_and_never_encodes_them_again() -> None:
-    ledger = Ledger("r", Merging())
+    ledger = Ledger("r")
     split = [ord("a"), ord("b"), 201]  # "ab" sampled as two tokens: encode would merge them
-    messages = turn(ledger, [user("x")], split)
-    turn(ledger, [*messages, user("y")], [ord("z"), 201])
+    messages = turn(ledger, TOKENS, [user("x")], split)
+    turn(ledger, TOKENS, [*messages, user("y")], [ord("z"), 201])
     (segment,) = ledger.export().segments
     first = Merging().encode(f"u:x{END}\na:")
     between = Merging().encode(f"\nu:y{END}\na:")
@@ -83,9 +89,9 @@ def test_a_later_turn_extends_the_sampled_ids_and_never_encodes_them_again() -> 
 
 
 def test_a_missing_end_token_is_supplied_unmasked() -> None:
-    ledger = Ledger("r", Merging())
-    messages = turn(ledger, [user("x")], [ord("q")])  # cut by the length limit: no end token sampled
-    turn(ledger, [*messages, user("y")], [ord("z"), 201])
+    ledger = Ledger("r")
+    messages = turn(ledger, TOKENS, [user("x")], [ord("q")])  # cut by the length limit: no end token sampled
+    turn(ledger, TOKENS, [*messages, user("y")], [ord("z"), 201])
     (segment,) = ledger.export().segments
     place = segment.token_ids.index(201, segment.token_ids.index(ord("q")))
     assert segment.mask[place] == 0
@@ -93,25 +99,25 @@ def test_a_missing_end_token_is_supplied_unmasked() -> None:
 
 def test_three_turns_with_dropped_reasoning_mask_every_sampled_token_once() -> None:
     """pitfalls 12 and 34: a template that drops earlier reasoning breaks the prefix; nothing is trained twice."""
-    ledger = Ledger("r", Merging(keep_reasoning=False))
-    messages: list[Message] = []
+    ledger = Ledger("r")
+    messages: list[Item] = []
     sampled: list[list[int]] = []
     for k in range(3):
         ids = [*Merging().encode(f"[think{k}]ans{k}"), 201]
         sampled.append(ids)
-        messages = turn(ledger, [*messages, user(f"q{k}")], ids)
+        messages = turn(ledger, Merging(keep_reasoning=False), [*messages, user(f"q{k}")], ids)
     export = ledger.export()
-    assert [s.break_reason for s in export.segments] == ["", "template changed the past", "template changed the past"]
+    assert [s.break_reason for s in export.segments] == ["", "template_changed_past", "template_changed_past"]
     masked = [[i for i, m in zip(s.token_ids, s.mask, strict=True) if m] for s in export.segments]
     assert masked == sampled
     assert sum(s.sampled for s in export.segments) == export.usage["sampled_tokens"]
 
 
 def test_two_calls_on_one_node_are_two_segments() -> None:
-    ledger = Ledger("r", Merging())
-    messages = turn(ledger, [user("x")], [ord("k"), 201])
-    turn(ledger, [*messages, user("y")], [ord("l"), 201])
-    turn(ledger, [*messages, user("z")], [ord("m"), 201])
+    ledger = Ledger("r")
+    messages = turn(ledger, TOKENS, [user("x")], [ord("k"), 201])
+    turn(ledger, TOKENS, [*messages, user("y")], [ord("l"), 201])
+    turn(ledger, TOKENS, [*messages, user("z")], [ord("m"), 201])
     first, second = ledger.export().segments
     assert second.break_reason == "branch"
     assert first.sampled == 4
@@ -119,46 +125,48 @@ def test_two_calls_on_one_node_are_two_segments() -> None:
 
 
 def test_parallel_calls_on_one_node_do_not_share_a_segment() -> None:
-    ledger = Ledger("r", Merging())
-    messages = turn(ledger, [user("x")], [ord("k"), 201])
-    prompts = [ledger.prompt([*messages, user(text)], None) for text in "yz"]
-    for prompt in prompts:
-        ledger.record(prompt, {"role": "assistant", "content": "l"}, [ord("l"), 201], [-1.0, -1.0], "stop", 0)
+    ledger = Ledger("r")
+    messages = turn(ledger, TOKENS, [user("x")], [ord("k"), 201])
+    asked = [[*messages, user(text)] for text in "yz"]
+    prompts = [ledger.prompt(part, TOKENS.render, TOKENS) for part in asked]
+    for part, prompt in zip(asked, prompts, strict=True):
+        answer = {"role": "assistant", "content": "l"}
+        ledger.record(part, answer, prompt, "l", Generation([ord("l"), 201], [-1.0, -1.0], "stop", (0,)))
     first, second = ledger.export().segments
     assert (first.sampled, second.sampled, second.break_reason) == (4, 2, "branch")
-    assert second.token_ids == [*prompts[1].token_ids, ord("l"), 201]
+    assert second.token_ids == [*prompts[1].ids, ord("l"), 201]
 
 
 def test_an_edited_past_and_other_weights_start_segments() -> None:
-    ledger = Ledger("r", Merging())
-    messages = turn(ledger, [user("x")], [ord("k"), 201])
-    turn(ledger, [{**messages[0], "content": "other"}, messages[1], user("y")], [ord("l"), 201])
-    turn(ledger, [*messages, user("y")], [ord("m"), 201], version=1)
+    ledger = Ledger("r")
+    messages = turn(ledger, TOKENS, [user("x")], [ord("k"), 201])
+    turn(ledger, TOKENS, [{**messages[0], "content": "other"}, messages[1], user("y")], [ord("l"), 201])
+    turn(ledger, TOKENS, [*messages, user("y")], [ord("m"), 201], version=1)
     assert [(s.break_reason, s.weight_version) for s in ledger.export().segments] == [
         ("", 0),
-        ("new conversation", 0),
-        ("weights changed", 1),
+        ("new_conversation", 0),
+        ("weight_version", 1),
     ]
 
 
 def test_aborted_calls_are_counted_and_in_no_segment() -> None:
-    ledger = Ledger("r", Merging())
-    ledger.drop(ledger.prompt([user("x")], None), 7, "abort")
+    ledger = Ledger("r")
+    prompt = ledger.prompt([user("x")], TOKENS.render, TOKENS)
+    ledger.record([user("x")], user(""), prompt, "", Generation([97] * 7, [-1.0] * 7, "abort", (0,)))
     export = ledger.export()
     assert (export.dropped, export.usage["sampled_tokens"], export.segments) == (7, 7, [])
 
 
-def test_the_engine_s_finish_reason_decides_truncation() -> None:
-    """pitfall 32"""
-    ledger = Ledger("r", Merging())
-    ledger.record(ledger.prompt([user("x")], None), {"role": "assistant", "content": "k"}, [107], [-1.0], "length", 0)
-    assert (ledger.export().truncated, ledger.export().truncation_reason) == (True, "max_tokens")
-
-
 def test_arrays_of_different_lengths_are_refused() -> None:
-    ledger = Ledger("r", Merging())
-    with pytest.raises(ValueError, match="2 sampled tokens but 1"):
-        ledger.record(ledger.prompt([user("x")], None), user("k"), [1, 2], [-1.0], "stop", 0)
+    with pytest.raises(ValueError, match="2 tokens but 1"):
+        Generation([1, 2], [-1.0], "stop", (0,))
+
+
+def test_a_rollout_has_one_temperature() -> None:
+    ledger = Ledger("r")
+    ledger.open_call(1.0)
+    with pytest.raises(OmnigymError, match="one temperature"):
+        ledger.open_call(0.7)
 
 
 @settings(max_examples=200, deadline=None)
@@ -167,30 +175,33 @@ def test_arrays_of_different_lengths_are_refused() -> None:
     st.booleans(),
 )
 def test_any_conversation_masks_exactly_what_was_sampled(turns: list[list[int]], ends: bool) -> None:
-    ledger = Ledger("r", Merging())
-    messages: list[Message] = []
+    ledger = Ledger("r")
+    messages: list[Item] = []
     for k, ids in enumerate(turns):
-        messages = turn(ledger, [*messages, user(str(k))], ids + [201] * ends)
+        messages = turn(ledger, TOKENS, [*messages, user(str(k))], ids + [201] * ends)
     (segment,) = ledger.export().segments
     masked = [i for i, m in zip(segment.token_ids, segment.mask, strict=True) if m]
     assert masked == [i for ids in turns for i in ids + [201] * ends]
-    assert Merging().decode(segment.token_ids) == Merging().render(messages, None, False).removesuffix(
+    assert Merging().decode(segment.token_ids) == Merging().render(messages, False, {}).removesuffix(
         "\n" if ends else f"{END}\n"
     )
 
 
 @pytest.mark.parametrize(
-    ("previous", "everything", "decoded", "rest"),
+    ("before", "whole", "known", "rest"),
     [
         ("u\na<e>\n", "u\na<e>\nv", "u\na<e>", "\nv"),
         ("u\na<e>\n", "u\na<e>\nv", "u\na", "<e>\nv"),
         ("u\na<e>\n", "u\nv", "u\na", None),
-        ("u\nabc<e>\n", "u\nabc<e>\nv", "u\na", None),
+        ("u\nacd<e>\n", "u\nacd<e>\nv", "u\na", None),
         ("u\na<e>\n", "u\na<e>\nv", "u\nb", None),
     ],
 )
-def test_the_rule_by_hand(previous: str, everything: str, decoded: str, rest: str | None) -> None:
-    assert extension(previous, everything, decoded, (END,)) == rest
+def test_the_rule_by_hand(before: str, whole: str, known: str, rest: str | None) -> None:
+    earlier = TOKENS.encode(known)
+    ids, reason = continued_ids(earlier, before, whole, TOKENS)
+    assert ids == (None if rest is None else earlier + TOKENS.encode(rest))
+    assert (reason == "") == (rest is not None)
 
 
 segments = st.integers(0, 20).flatmap(

@@ -48,7 +48,7 @@ def test_sampling_and_weight_updates(tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from gym_servers.models.vllm import WeightsRefused
+    from gym_servers.models.engine import WeightsRefused
     from rl_trainer.tiny_model import make_tiny_model
 
     first, second = tmp_path / "first", tmp_path / "second"
