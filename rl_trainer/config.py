@@ -42,9 +42,9 @@ class SamplingConfig(Options):
 class EngineConfig(Options):
     """The vLLM model server. It only generates while the trainer waits, so both may use every core."""
 
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
     threads: int = Field(default=2, ge=1)
-    kv_gib: float = Field(default=1.0, gt=0)
+    kv_gib: int = Field(default=1, ge=1)
     max_model_len: int = Field(default=1024, ge=16)
     start_seconds: float = Field(default=180.0, gt=0)
 
