@@ -106,7 +106,6 @@ class RunConfig(Options):
     group_size: int = Field(default=8, ge=1)
     mixture: dict[str, float]
     tasks: dict[str, TasksConfig] = {}
-    environment_settings: dict[str, dict[str, Any]] = {}
     sampler: Literal["random"] = "random"
     sampling: SamplingConfig = SamplingConfig()
     algorithm: AlgorithmOptions = AlgorithmOptions()
@@ -132,10 +131,9 @@ class RunConfig(Options):
             shares(self.mixture)
         except MixtureError as error:
             raise ValueError(str(error)) from None
-        for key, named in (("tasks", self.tasks), ("environment_settings", self.environment_settings)):
-            extra = sorted(set(named) - set(self.mixture))
-            if extra:
-                raise ValueError(f"{key} names {extra}, which the mixture does not: {sorted(self.mixture)}")
+        extra = sorted(set(self.tasks) - set(self.mixture))
+        if extra:
+            raise ValueError(f"tasks names {extra}, which the mixture does not: {sorted(self.mixture)}")
         if "temperature" in self.algorithm.model_fields_set and (
             self.algorithm.temperature != self.sampling.temperature
         ):

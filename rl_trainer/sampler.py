@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from curriculum.mixture import batches
@@ -103,7 +104,7 @@ class RandomSampler:
 
 def load_rows(config: RunConfig, environment: str) -> list[LoadedTask]:
     """All training tasks of one environment, each row checked. Raises RowError or ConfigError."""
-    env = load_environment(environment, config.environment_settings.get(environment))
+    env = load_environment(environment)
     source = config.tasks.get(environment)
     rows: list[tuple[str, dict[str, Any]]]
     if source is not None and source.file is not None:
@@ -118,7 +119,7 @@ def load_rows(config: RunConfig, environment: str) -> list[LoadedTask]:
 
 def load_heldout(config: RunConfig, environment: str) -> list[LoadedTask]:
     """The held-out tasks of the evaluations: parameters disjoint from training (the generator's promise)."""
-    env = load_environment(environment, config.environment_settings.get(environment))
+    env = load_environment(environment)
     rows = [
         (f"held-out task {k}", row) for k, row in enumerate(env.generate(config.val.tasks, config.val.seed, "heldout"))
     ]
@@ -144,6 +145,23 @@ def _checked(
         named.add(task_id)
         tasks.append(LoadedTask(environment, str(task_id), row))
     return tasks
+
+
+def prompt_counter(model: Path) -> Callable[[dict[str, Any]], int]:
+    """Tokens of a row's first prompt, rendered as the model server renders it."""
+    from gym_servers.models.converter import responses_to_chat
+    from gym_servers.models.template import ChatTemplate
+    from gym_servers.models.transformers_tokenizer import CheckpointTokenizer
+
+    tokenizer = CheckpointTokenizer(str(model))
+    template = ChatTemplate(tokenizer.chat_template)
+
+    def count(row: dict[str, Any]) -> int:
+        body = responses_to_chat(row["responses_create_params"])
+        text = template.render(body["messages"], body.get("tools") or None, reasoning=None, generation=True, raw={})
+        return len(tokenizer.encode(text))
+
+    return count
 
 
 def drop_long_prompts(

@@ -195,7 +195,7 @@ def test_a_sync_that_did_not_arrive_is_caught(model: Path, tmp_path: Path) -> No
         world.skip_loading = True
 
     world.change = after_start
-    with pytest.raises(RunStopped, match="differ by .* on the canary"):
+    with pytest.raises(RunStopped, match=r"differ by .* on the canary"):
         run.train()
 
 
