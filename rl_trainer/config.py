@@ -30,6 +30,8 @@ class TasksConfig(Options):
     file: Path | None = None
     n: int = Field(default=512, ge=1)
     seed: int = 0
+    max_difficulty: float = Field(default=1.0, ge=0, le=1)
+    """Generated tasks above it are left out, in training and held-out alike."""
 
 
 class SamplingConfig(Options):

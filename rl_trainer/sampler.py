@@ -9,14 +9,19 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
 from curriculum.mixture import batches
+from gym_servers.environment import Environment, Split
 from gym_servers.protocol import RowError, row_task_id
 from gym_servers.registry import load_environment
 from gym_servers.rows import parse_line, read_lines
 from rl_trainer.config import ConfigError, RunConfig
+
+DRAWS_PER_ROW = 50
+"""Rows drawn from a generator for each that is wanted, before its difficulties are said to be too few."""
 
 
 @dataclass(frozen=True)
@@ -111,17 +116,31 @@ def load_rows(config: RunConfig, environment: str) -> list[LoadedTask]:
         rows = [(where, parse_line(line, where)) for where, line in read_lines(source.file)]
     else:
         n, seed = (source.n, source.seed) if source is not None else (512, 0)
-        rows = [(f"generated task {k}", row) for k, row in enumerate(env.generate(n, seed, "train"))]
+        rows = [(f"generated task {k}", row) for k, row in enumerate(generated_rows(config, env, n, seed, "train"))]
     if not rows:
         raise ConfigError(f"environment '{environment}': there is no task in {source.file if source else 'generator'}")
     return _checked(environment, rows, env.check_row)
+
+
+def generated_rows(config: RunConfig, env: Environment, n: int, seed: int, split: Split) -> list[dict[str, Any]]:
+    """`n` generated rows of at most the configured difficulty. Raises ConfigError where the generator has too few."""
+    source = config.tasks.get(env.name)
+    limit = 1.0 if source is None else source.max_difficulty
+    drawn = env.generate(DRAWS_PER_ROW * n, seed, split)
+    rows = list(islice((row for row in drawn if float(row.get("difficulty", 0.0)) <= limit), n))
+    if len(rows) < n:
+        raise ConfigError(
+            f"tasks.{env.name}.max_difficulty {limit}: only {len(rows)} of {n} tasks are as easy; raise it or lower n"
+        )
+    return rows
 
 
 def load_heldout(config: RunConfig, environment: str) -> list[LoadedTask]:
     """The held-out tasks of the evaluations: parameters disjoint from training (the generator's promise)."""
     env = load_environment(environment)
     rows = [
-        (f"held-out task {k}", row) for k, row in enumerate(env.generate(config.val.tasks, config.val.seed, "heldout"))
+        (f"held-out task {k}", row)
+        for k, row in enumerate(generated_rows(config, env, config.val.tasks, config.val.seed, "heldout"))
     ]
     return _checked(environment, rows, env.check_row)
 

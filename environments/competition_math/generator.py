@@ -30,19 +30,62 @@ def _largest(r: random.Random) -> Made:
     )
 
 
+def _smallest(r: random.Random) -> Made:
+    values = r.sample(range(10, 1000), 4)
+    return (
+        f"Which number is the smallest: {', '.join(map(str, values))}?",
+        f"The smallest is {min(values)}.",
+        str(min(values)),
+    )
+
+
 def _next(r: random.Random) -> Made:
-    start, step = r.randint(1, 20), r.randint(1, 5)
+    start, step = r.randint(1, 20), r.randint(1, 3)
     values = [start + k * step for k in range(4)]
     return (
-        f"What number comes next: {', '.join(map(str, values))}, ...?",
-        f"Each number is {step} more, so {values[-1]} + {step} = {values[-1] + step}.",
+        f"What number comes next: {', '.join(map(str, values))}?",
+        f"Each number is {step} more than the one before. The next is {values[-1] + step}.",
         str(values[-1] + step),
     )
 
 
 def _product(r: random.Random) -> Made:
-    a, b = r.randint(2, 9), r.randint(2, 9)
+    a, b = r.randint(3, 12), r.randint(6, 12)
     return f"What is {a} times {b}?", f"{a} times {b} is {a * b}.", str(a * b)
+
+
+def _difference(r: random.Random) -> Made:
+    b = r.randint(2, 9)
+    a = b + r.randint(8, 20)
+    return f"What is {a} - {b}?", f"{a} - {b} = {a - b}.", str(a - b)
+
+
+def _three(r: random.Random) -> Made:
+    a, b, c = (r.randint(2, 9) for _ in range(3))
+    return f"What is {a} + {b} + {c}?", f"{a} + {b} = {a + b} and {a + b} + {c} = {a + b + c}.", str(a + b + c)
+
+
+def _carry(r: random.Random) -> Made:
+    a, b = r.randint(15, 60), r.randint(11, 39)
+    return f"What is {a} + {b}?", f"{a} + {b} = {a + b}.", str(a + b)
+
+
+def _half(r: random.Random) -> Made:
+    half = r.randint(4, 49)
+    return f"What is half of {2 * half}?", f"Half of {2 * half} is {half}.", str(half)
+
+
+def _count(r: random.Random) -> Made:
+    letter = r.choice("abcde")
+    rest = [other for other in "fghijk" if other != letter]
+    n = r.randint(2, 6)
+    letters = [letter] * n + [r.choice(rest) for _ in range(r.randint(2, 5))]
+    r.shuffle(letters)
+    return (
+        f"How often is {letter} in this list: {' '.join(letters)}?",
+        f"The letter {letter} is there {n} times.",
+        str(n),
+    )
 
 
 def _percent(r: random.Random) -> Made:
@@ -74,15 +117,21 @@ def _modular(r: random.Random) -> Made:
 
 
 FAMILIES: list[tuple[str, float, int, Callable[[random.Random], Made]]] = [
-    ("largest_of_four", 0.05, 2, _largest),
-    ("one_digit_sum", 0.10, 2, _sum),
-    ("next_number", 0.25, 2, _next),
-    ("one_digit_product", 0.35, 2, _product),
-    ("percentage", 0.55, 1, _percent),
-    ("common_divisor", 0.65, 1, _divisor),
-    ("sum_of_fractions", 0.80, 0, _fractions),
-    ("linear_equation", 0.85, 0, _linear),
-    ("modular_power", 0.95, 0, _modular),
+    ("product", 0.05, 2, _product),
+    ("one_digit_sum", 0.10, 1, _sum),
+    ("largest_of_four", 0.15, 2, _largest),
+    ("three_terms", 0.20, 2, _three),
+    ("difference", 0.25, 2, _difference),
+    ("smallest_of_four", 0.30, 2, _smallest),
+    ("two_digit_sum", 0.35, 2, _carry),
+    ("next_number", 0.45, 2, _next),
+    ("count", 0.50, 2, _count),
+    ("half", 0.55, 2, _half),
+    ("percentage", 0.60, 2, _percent),
+    ("common_divisor", 0.70, 2, _divisor),
+    ("sum_of_fractions", 0.80, 1, _fractions),
+    ("linear_equation", 0.90, 1, _linear),
+    ("modular_power", 0.95, 1, _modular),
 ]
 """name, difficulty, few-shot turns, maker"""
 
