@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
@@ -85,7 +84,7 @@ def execute(
     from rl_trainer.loop import Run
     from rl_trainer.metrics import MetricsLog, PeakMemory
     from rl_trainer.progress import Progress
-    from rl_trainer.report import build_report
+    from rl_trainer.report import build_report, write_summary
     from rl_trainer.services import Services
 
     began, memory = time.monotonic(), PeakMemory()
@@ -132,7 +131,7 @@ def execute(
     peak = memory.close()
     if result is not None:
         summary = summarize(*result, seconds=time.monotonic() - began, peak_rss_mb=peak)
-        write_whole(store.folder / "summary.json", json.dumps(summary, indent=1).encode())
+        write_summary(store, summary)
     build_report(store)
     return summary
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from gym_servers.protocol import OmnigymError, Rollout
 from rl_trainer.store import RunStore, step_label, write_whole
 
@@ -96,6 +98,15 @@ def draw_examples(store: RunStore, steps: Sequence[int], count: int = EXAMPLES) 
     return chosen
 
 
+def write_summary(store: RunStore, summary: dict[str, Any]) -> None:
+    """Write summary.json; figures that do not exist (the error of a single task) are null."""
+    write_whole(store.folder / "summary.json", orjson.dumps(summary, option=orjson.OPT_INDENT_2))
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else f"{value:{form}}"
+
+
 def _summary(store: RunStore) -> str:
     path = store.folder / "summary.json"
     if not path.is_file():
@@ -104,17 +115,24 @@ def _summary(store: RunStore) -> str:
     rows = []
     for name, entry in summary["environments"].items():
         first, last = entry["before"], entry["after"]
-        rows.append(
-            f"<tr><td>{html.escape(name)}</td>"
-            + "".join(f"<td>{e['pass_rate']:.1%} ± {e['stderr']:.1%}</td>" for e in (first, last))
-            + f"<td>{entry['difference']:+.1%} ± {entry['stderr']:.1%}</td><td>{last['distinct']:.0%}</td>"
-            + f"<td>{first['length_mean']:.0f} → {last['length_mean']:.0f}</td><td>{last['truncation']:.0%}</td>"
-            + f"<td>{first['entropy']:.2f} → {last['entropy']:.2f}</td></tr>"
-        )
+        cells = [
+            *(f"{_number(e['pass_rate'], '.1%')} ± {_number(e['stderr'], '.1%')}" for e in (first, last)),
+            f"{_number(entry['difference'], '+.1%')} ± {_number(entry['stderr'], '.1%')}",
+            *(
+                f"{_number(first[key], form)} → {_number(last[key], form)}"
+                for key, form in (
+                    ("distinct", ".0%"),
+                    ("length_mean", ".0f"),
+                    ("truncation", ".0%"),
+                    ("entropy", ".2f"),
+                )
+            ),
+        ]
+        rows.append(f"<tr><td>{html.escape(name)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
     total = summary["all"]
     rows.append(
-        f"<tr><td>all</td><td>{total['before']:.1%}</td><td>{total['after']:.1%}</td>"
-        f"<td>{total['difference']:+.1%} ± {total['stderr']:.1%}</td><td></td><td></td><td></td><td></td></tr>"
+        f"<tr><td>all</td><td>{_number(total['before'], '.1%')}</td><td>{_number(total['after'], '.1%')}</td>"
+        f"<td>{_number(total['difference'], '+.1%')} ± {_number(total['stderr'], '.1%')}</td>{'<td></td>' * 4}</tr>"
     )
     head = "".join(
         f"<th>{t}</th>"

@@ -1,6 +1,7 @@
 """Seeded tasks in eight families of short everyday writing. Each task asks for a form (bullets, a title, small letters, ...) and
 for something that a fixed or empty answer cannot have: a word of the task's topic, or a number of words.
 
+Where repeating the request would pass (it holds the keyword and is long enough), the task also forbids a word of the request.
 Difficulty is the family's own, less a share for each worked example (few-shot turns). Train and held-out share no topic, keyword,
 closing phrase or number; worked examples come from the train topics and never have what the task asks for, so that copying
 one earns nothing.
@@ -41,27 +42,37 @@ def _existence(word: str) -> tuple[str, dict[str, Any]]:
     return "keywords:existence", {"keywords": [word]}
 
 
+NO_ECHO = "Do not repeat these instructions."
+
+
+def _no_echo() -> tuple[str, dict[str, Any]]:
+    """Fails the request itself as an answer: NO_ECHO, which is a part of it, has the word."""
+    return "keywords:forbidden_words", {"forbidden_words": ["instructions"]}
+
+
 def _at_least(number: int) -> tuple[str, dict[str, Any]]:
     return "length_constraints:number_words", {"num_words": number, "relation": "at least"}
 
 
 def _keyword(r: random.Random, split: str, topic: Topic, word: str, phrase: str) -> Made:
     least = r.choice(LEAST_WORDS[split])
-    ask = f'Write one sentence about {topic.phrase} with at least {least} words. Use the word "{word}".'
-    return Made(ask, [_existence(word), _at_least(least)], topic.sentences[word], word)
+    ask = f'Write one sentence about {topic.phrase} with at least {least} words. Use the word "{word}". {NO_ECHO}'
+    return Made(ask, [_existence(word), _at_least(least), _no_echo()], topic.sentences[word], word)
 
 
 def _range(r: random.Random, split: str, topic: Topic, word: str, phrase: str) -> Made:
     least, most = r.choice(LEAST_WORDS[split]), r.choice(MOST_WORDS[split])
-    ask = f'In {least} to {most} words, say something about {topic.phrase}. Use the word "{word}".'
+    ask = f'In {least} to {most} words, say something about {topic.phrase}. Use the word "{word}". {NO_ECHO}'
     bounds = {"min_words": least, "max_words": most}
-    return Made(ask, [("count:word_count_range", bounds), _existence(word)], topic.sentences[word], word)
+    return Made(ask, [("count:word_count_range", bounds), _existence(word), _no_echo()], topic.sentences[word], word)
 
 
 def _no_comma(r: random.Random, split: str, topic: Topic, word: str, phrase: str) -> Made:
     least = r.choice(LEAST_WORDS[split])
-    ask = f'Write at least {least} words about {topic.phrase}. Use the word "{word}". Do not use any commas.'
-    checks = [("punctuation:no_comma", {}), _existence(word), _at_least(least)]
+    ask = (
+        f'Write at least {least} words about {topic.phrase}. Use the word "{word}". Do not use any commas. {NO_ECHO}'
+    )
+    checks = [("punctuation:no_comma", {}), _existence(word), _at_least(least), _no_echo()]
     return Made(ask, checks, topic.sentences[word], word)
 
 
@@ -80,8 +91,16 @@ def _bullets(r: random.Random, split: str, topic: Topic, word: str, phrase: str)
 
 def _ending(r: random.Random, split: str, topic: Topic, word: str, phrase: str) -> Made:
     least = r.choice(LEAST_WORDS[split])
-    ask = f"Write at least {least} words about {topic.phrase}. End your answer with exactly this phrase: {phrase}"
-    checks = [("startend:end_checker", {"end_phrase": phrase}), _existence(topic.name), _at_least(least)]
+    ask = (
+        f"Write at least {least} words about {topic.phrase}. {NO_ECHO} "
+        f"End your answer with exactly this phrase: {phrase}"
+    )
+    checks = [
+        ("startend:end_checker", {"end_phrase": phrase}),
+        _existence(topic.name),
+        _at_least(least),
+        _no_echo(),
+    ]
     return Made(ask, checks, f"{topic.sentences[word]} {phrase}", topic.name)
 
 
@@ -89,9 +108,9 @@ def _title(r: random.Random, split: str, topic: Topic, word: str, phrase: str) -
     least = r.choice(LEAST_WORDS[split])
     ask = (
         f"Write at least {least} words about {topic.phrase}. Begin with a title in double angle brackets, "
-        f"such as <<my title>>."
+        f"such as <<my title>>. {NO_ECHO}"
     )
-    checks = [("detectable_format:title", {}), _existence(topic.name), _at_least(least)]
+    checks = [("detectable_format:title", {}), _existence(topic.name), _at_least(least), _no_echo()]
     return Made(ask, checks, f"<<The {topic.name} and the {word}>>\n{topic.sentences[word]}", topic.name)
 
 

@@ -8,6 +8,7 @@ Not here: parallel read-only tools, which no environment declares yet.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -152,7 +153,9 @@ async def verify(
     """Enter the verdict into `rollout`. Raises FailureError, RowError. May be called again with the same output."""
     began = time.monotonic()
     body = {**row, "response": {"output": rollout.output, "object": "response"}}
-    key = f"{rollout.group}/{rollout.attempt}/{rollout.seed}/verify"
+    # Of what is verified, not of the rollout's place: a stored verdict must never answer for another output.
+    content = orjson.dumps([body, cookies], option=orjson.OPT_NON_STR_KEYS)
+    key = f"verify/{hashlib.blake2b(content, digest_size=16).hexdigest()}"
     reply = await client.post(
         f"{target.environment_url}/verify",
         body,

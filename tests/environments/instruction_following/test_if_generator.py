@@ -63,6 +63,14 @@ def test_the_closing_phrase_alone_earns_nothing() -> None:
     assert all(reward(row, row["kwargs"][0]["end_phrase"]) == 0.0 for row in rows)
 
 
+@pytest.mark.parametrize("split", ["train", "heldout"])
+def test_repeating_the_request_earns_nothing(split: Any) -> None:
+    for row in ENVIRONMENT.generate(400, 8, split):
+        assert reward(row, row["prompt"]) == 0.0, (row["family"], row["prompt"])
+        quoted = f'Sure! Here is my answer to "{row["prompt"]}"'
+        assert reward(row, quoted) == 0.0, (row["family"], quoted)
+
+
 def test_splits_share_no_topic_keyword_phrase_or_request() -> None:
     assert not {topic.name for topic in TRAIN} & {topic.name for topic in HELDOUT}
     assert not {w for topic in TRAIN for w in topic.sentences} & {w for topic in HELDOUT for w in topic.sentences}

@@ -1,0 +1,213 @@
+"""What `omnigym rollout` and `omnigym eval` share: where a model and environments are, which rollouts are wanted, a watch on servers."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import secrets
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gym_servers.hosts.local import LocalHost
+from gym_servers.protocol import OmnigymError, Rollout, RowError, row_task_id
+from gym_servers.registry import environment_class
+from gym_servers.rollouts import Collector, RolloutRequest
+from gym_servers.rows import parse_line, read_lines
+
+Row = dict[str, Any]
+
+
+def is_url(text: str) -> bool:
+    """Whether `text` is an address rather than a name."""
+    return text.startswith(("http://", "https://"))
+
+
+def attempt_seed(seed: int, environment: str, task_id: str, attempt: int) -> int:
+    """The sampling seed of one attempt, in [0, 2**31): a function of the rollout, not of the order of arrival."""
+    text = json.dumps([seed, environment, task_id, attempt])
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest()) >> 1
+
+
+def named_tasks(rows: Iterable[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:
+    """(task id, row) of (where, row). Rows without an id get one; a given id that comes twice is a RowError."""
+    occurrences: Counter[str] = Counter()
+    given: dict[str, str] = {}
+    for where, row in rows:
+        task_id = row.get("task_id")
+        if task_id is None:
+            plain = row_task_id(row)
+            task_id = row_task_id(row, occurrences[plain])
+            occurrences[plain] += 1
+        elif not isinstance(task_id, str):
+            raise RowError(f"{where}: field 'task_id' must be a string, found {type(task_id).__name__}")
+        elif task_id in given:
+            raise RowError(f"{where}: task_id '{task_id}' is also that of {given[task_id]}: ids must differ")
+        else:
+            given[task_id] = where
+        yield task_id, row
+
+
+def tasks_of_file(path: Path) -> Iterator[tuple[str, Row]]:
+    """(task id, row) of a JSONL file, streamed. Raises RowError that names the line."""
+    return named_tasks((where, parse_line(line, where)) for where, line in read_lines(path))
+
+
+def wanted(environment: str, tasks: Iterable[tuple[str, Row]], n: int, seed: int) -> Iterator[RolloutRequest]:
+    """n attempts of every task, one group a task."""
+    for task_id, row in tasks:
+        for attempt in range(n):
+            group = f"{environment}/{task_id}"
+            drawn = attempt_seed(seed, environment, task_id, attempt)
+            yield RolloutRequest(row, task_id, environment, group, attempt, drawn)
+
+
+def model_folder(name: str) -> Path:
+    """The checkpoint `name`: a folder, or a model that `omnigym model get` put into the cache. Raises OmnigymError."""
+    root = os.environ.get("OMNIGYM_CACHE")
+    base = Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "omnigym"
+    for path in (Path(name), base / "models" / name):
+        if (path / "config.json").is_file():
+            return path
+    raise OmnigymError(
+        f"no model '{name}': it is neither a URL nor a folder with a config.json nor a model in {base / 'models'}; "
+        f"`omnigym model get smollm2-135m` gets a small one"
+    )
+
+
+class Stage:
+    """The servers of one command: those given by URL are used, the others are started and ended with it.
+
+    model: URL or checkpoint. A URL is taken for a server with a ledger where OMNIGYM_SECRET is set (the server's own secret),
+    else for any OpenAI-compatible one: no tokens are recorded then. OMNIGYM_TOKEN is the bearer token of servers given by URL.
+    """
+
+    def __init__(
+        self, environments: Sequence[str], model: str, concurrency: int, engine: Sequence[str] = (), seed: int = 0
+    ) -> None:
+        self.host = LocalHost()
+        self.token = os.environ.get("OMNIGYM_TOKEN") or secrets.token_urlsafe(24)
+        self.urls: dict[str, str] = {}
+        self.local: list[str] = []
+        for given in environments:
+            name, equals, url = given.partition("=")
+            if equals and not is_url(url):
+                raise OmnigymError(f"--env '{given}': after '=' comes the URL of the environment's server")
+            if name in self.urls or name in self.local:
+                raise OmnigymError(f"--env '{name}' is given twice")
+            if equals:
+                self.urls[name] = url.rstrip("/")
+            else:
+                environment_class(name)  # an unknown name is an error before anything starts
+                self.local.append(name)
+        self.model = model if is_url(model) else str(model_folder(model))
+        self.engine: dict[str, Any] = {"max_num_seqs": concurrency, "seed": seed}
+        for pair in engine:
+            key, equals, value = pair.partition("=")
+            if not equals:
+                raise OmnigymError(f"--engine '{pair}': must be key=value, a setting of gym_servers.models.vllm")
+            self.engine[key] = yaml.safe_load(value)
+        self.concurrency = concurrency
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the environments."""
+        return [*self.urls, *self.local]
+
+    def __enter__(self) -> Stage:
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self.host.__exit__(*exc)
+
+    def collector(self, sampling: dict[str, Any], retries: int, no_progress_seconds: float) -> Collector:
+        """A collector over the servers, once they are ready. Raises ServerDied."""
+        environments = self.host.start_environments(self.local, self.token) if self.local else None
+        secret = os.environ.get("OMNIGYM_SECRET") or None
+        model = None
+        if not is_url(self.model):
+            secret = secrets.token_urlsafe(24)
+            settings = {**self.engine, "model": self.model, "token": self.token, "secret": secret}
+            command = [sys.executable, "-m", "gym_servers.models.vllm", "--settings", json.dumps(settings)]
+            model = self.host.start("the model server", command)
+        urls = dict(self.urls)
+        if environments is not None:
+            base = environments.wait_ready()
+            urls |= {name: f"{base}/{name}" for name in self.local}
+        address = self.model.rstrip("/").removesuffix("/v1") if model is None else model.wait_ready(600)
+        return Collector(
+            environments=urls,
+            model_url=f"{address}/v1",
+            run=secrets.token_hex(8),
+            secret=secret,
+            sampling=sampling,
+            concurrency=self.concurrency,
+            retries=retries,
+            no_progress_seconds=no_progress_seconds,
+            token=self.token,
+        )
+
+    async def rollouts(self, collector: Collector, requests: Iterable[RolloutRequest]) -> AsyncIterator[Rollout]:
+        """Rollouts as they end. Raises ServerDied as soon as a server that was started here is gone."""
+        source = collector.collect(requests)
+        watching = asyncio.create_task(self.host.watch())
+        following: asyncio.Task[Rollout | None] | None = None
+        try:
+            while True:
+                following = asyncio.create_task(_next(source))
+                await asyncio.wait({following, watching}, return_when=asyncio.FIRST_COMPLETED)
+                self.host.check()  # failures that a dying server causes may come before the watch looks
+                rollout = await following
+                if rollout is None:
+                    return
+                yield rollout
+        finally:
+            for task in (watching, following):
+                if task is not None:
+                    task.cancel()
+                    await asyncio.gather(task, return_exceptions=True)
+            await source.aclose()  # type: ignore[attr-defined]  # an async generator
+
+
+async def _next(source: AsyncIterator[Rollout]) -> Rollout | None:
+    return await anext(source, None)
+
+
+class FailureBudget:
+    """Stops a command whose rollouts mostly fail: past `share` of those that ended, once `least` have."""
+
+    def __init__(self, share: float, least: int = 20) -> None:
+        if not 0.0 <= share <= 1.0:
+            raise OmnigymError(f"--max-failures {share}: must be a share from 0 to 1")
+        self.share, self.least = share, least
+        self.ended = self.failed = 0
+        self.kinds: Counter[tuple[str, str]] = Counter()
+        self.example: dict[tuple[str, str], str] = {}
+
+    def add(self, rollout: Rollout) -> None:
+        """Count one. Raises OmnigymError past the limit."""
+        self.ended += 1
+        if rollout.failure is None:
+            return
+        self.failed += 1
+        key = (rollout.environment, rollout.failure.kind)
+        self.kinds[key] += 1
+        self.example.setdefault(key, rollout.failure.message)
+        if self.ended >= self.least and self.failed > self.share * self.ended:
+            raise OmnigymError(
+                f"{self.failed} of {self.ended} rollouts failed, more than {self.share:.0%}: {self.describe()}; "
+                f"what is done is kept; --max-failures sets the limit"
+            )
+
+    def describe(self) -> str:
+        """Failures by environment and kind, with one message of the most frequent."""
+        if not self.kinds:
+            return "none"
+        listed = ", ".join(f"{n} x {kind} in '{name}'" for (name, kind), n in self.kinds.most_common())
+        return f"{listed} (such as: {self.example[self.kinds.most_common(1)[0][0]]})"

@@ -1,0 +1,134 @@
+"""Servers as local processes: started, waited for, watched, ended with this process.
+
+A server prints its address as its first line of standard output (`omnigym serve --port 0`, `python -m gym_servers.models.vllm`).
+It leads a process group of its own, which is killed whole, and gets SIGTERM when this process dies (PR_SET_PDEATHSIG: start it
+from a thread that lives as long as it should). A death is an error that names the server and shows the end of its log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from gym_servers.protocol import OmnigymError
+
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback never goes through a proxy
+
+
+class ServerDied(OmnigymError):
+    """A server process is gone, or was not ready in time."""
+
+
+def _end_with_parent() -> None:
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+class LocalServer:
+    """One server process. variables: added to its environment (its token travels there, never on the command line)."""
+
+    def __init__(self, name: str, command: Sequence[str], variables: Mapping[str, str] | None = None) -> None:
+        self.name = name
+        self.url = ""
+        self._folder = tempfile.TemporaryDirectory(prefix="omnigym-server-")
+        self._out, self._log = Path(self._folder.name) / "out", Path(self._folder.name) / "log"
+        with self._out.open("wb") as out, self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                list(command),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=log,
+                env={**os.environ, **(variables or {})},
+                start_new_session=True,  # Ctrl-C is this process's to handle
+                preexec_fn=_end_with_parent,
+            )
+
+    def log_tail(self) -> str:
+        """The last lines of its log, as one."""
+        lines = self._log.read_text(errors="replace").strip().splitlines() if self._log.exists() else []
+        return " | ".join(lines[-3:]) or "(nothing in its log)"
+
+    def check(self) -> None:
+        """Raises ServerDied."""
+        code = self.process.poll()
+        if code is not None:
+            how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
+            raise ServerDied(f"{self.name} {how}; its log ends: {self.log_tail()}")
+
+    def wait_ready(self, seconds: float = 120.0) -> str:
+        """Its address, once /readyz answers 200. Raises ServerDied."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            self.check()
+            lines = self._out.read_text(errors="replace").split("\n")[:-1]
+            address = next((line.strip() for line in lines if line.startswith("http://")), "")
+            if address:
+                with contextlib.suppress(OSError), _DIRECT.open(f"{address}/readyz", timeout=5):
+                    self.url = address
+                    return address
+            time.sleep(0.05)
+        raise ServerDied(f"{self.name} was not ready within {seconds:g} s; its log ends: {self.log_tail()}")
+
+    def stop(self, seconds: float = 10.0) -> None:
+        """Let it drain, then kill its process group. Idempotent."""
+        with contextlib.suppress(ProcessLookupError):
+            if self.process.returncode is None:
+                self.process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(seconds)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self._folder.cleanup()
+
+
+class LocalHost:
+    """Servers of one command: a context that ends all of them in whichever way it is left."""
+
+    def __init__(self) -> None:
+        self.servers: list[LocalServer] = []
+
+    def __enter__(self) -> LocalHost:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for server in reversed(self.servers):
+            server.stop()
+
+    def start(self, name: str, command: Sequence[str], variables: Mapping[str, str] | None = None) -> LocalServer:
+        """Start a server; it is not waited for."""
+        server = LocalServer(name, command, variables)
+        self.servers.append(server)
+        return server
+
+    def start_environments(self, names: Sequence[str], token: str) -> LocalServer:
+        """`omnigym serve NAME...` on a free port."""
+        python = [sys.executable, "-c", "from gym_servers.cli import main; main()"]
+        variables = {"OMNIGYM_TOKEN": token, "OMP_NUM_THREADS": "1"}
+        return self.start("the environment server", [*python, "serve", *names, "--port", "0"], variables)
+
+    def check(self) -> None:
+        """Raises ServerDied for the first that is gone."""
+        for server in self.servers:
+            server.check()
+
+    async def watch(self, seconds: float = 0.5) -> None:
+        """Look every `seconds`, for ever. Raises ServerDied."""
+        while True:
+            self.check()
+            await asyncio.sleep(seconds)
