@@ -312,6 +312,9 @@ class Services:
         address = os.environ.get("RAY_ADDRESS") or self.config.ray.address
         if not address:
             os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+            os.environ.setdefault(
+                "RAY_worker_niceness", "0"
+            )  # Ray's 15 lets any other process of the user's stall a step
         import ray
 
         if address:
