@@ -142,7 +142,12 @@ def rollout(
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of one answer.")] = 1024,
     seed: Annotated[int, typer.Option(help="Every rollout's sampling seed follows from it.")] = 0,
     model_name: Annotated[str | None, typer.Option(help="`model` of the requests, where the server wants it.")] = None,
-    engine: Annotated[list[str], typer.Option(help="key=value for a model server started here.")] = [],  # noqa: B006
+    engine: Annotated[
+        list[str],
+        typer.Option(
+            help="key=value for a model server started here, such as threads=2, dtype=float32, max_model_len=4096."
+        ),
+    ] = [],  # noqa: B006
     no_progress_seconds: Annotated[float, typer.Option(help="Stop when no rollout ends for so long.")] = 1800.0,
 ) -> None:
     """Collect rollouts of a task file. OMNIGYM_TOKEN: bearer token of servers given by URL; OMNIGYM_SECRET: a model server's
