@@ -13,7 +13,8 @@ Answer = dict[str, Any]
 
 
 class Once:
-    """The latest `limit` answers, the oldest forgotten first. A failure is not stored: the next request tries again."""
+    """The latest `limit` answers, the oldest forgotten first, and those under way. A failure is not stored: the next request
+    tries again."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -28,7 +29,7 @@ class Once:
             return await asyncio.shield(stored)
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._stored[key] = future
-        while len(self._stored) > self.limit:
+        while len(self._stored) > self.limit and next(iter(self._stored.values())).done():
             self._stored.popitem(last=False)
         try:
             answer = await make()
