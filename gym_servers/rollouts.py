@@ -42,7 +42,7 @@ class RolloutRequest:
 
 @dataclass(eq=False)
 class _Group:
-    """Rollouts of one task: open (their number), and final but without a verdict. complete: no more of them will come."""
+    """Rollouts of one task. open: how many tasks work on them. waiting: final but without a verdict. complete: no more come."""
 
     key: tuple[str, str]
     open: int = 0
@@ -81,6 +81,7 @@ class Collector:
             def settle(group: _Group) -> None:
                 if group.complete and not group.open and group.waiting:
                     waiting, group.waiting = group.waiting, []
+                    group.open += 1
                     running[asyncio.create_task(self._group_verdict(client, waiting))] = group
 
             try:
@@ -108,6 +109,7 @@ class Collector:
                         )
                     for task in done:
                         group = running.pop(task)
+                        group.open -= 1
                         for rollout in task.result():
                             if rollout.reward is None and rollout.failure is None:
                                 group.waiting.append(rollout)
