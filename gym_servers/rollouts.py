@@ -191,7 +191,7 @@ class Collector:
         finally:
             self.waiting.pop(place, None)
         for rollout in rollouts:
-            rollout.failure = failure
+            rollout.failure, rollout.group_size = failure, len(rollouts)
         return rollouts
 
     def _fresh(self, request: RolloutRequest) -> Rollout:

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,6 +17,7 @@ from kit_toys import Model, Shortest, ShortestRow, TillEnvironment, installed, m
 from starlette.responses import JSONResponse
 
 from gym_servers.base import ServerSettings
+from gym_servers.commands.rollout import done_so_far, drop_failures, remaining, rollout_line
 from gym_servers.environment import GroupRollout
 from gym_servers.protocol import Rollout
 from gym_servers.resources import build_resources
@@ -289,3 +291,43 @@ def test_single_and_group_environments_in_one_collection(url: str, model: tuple[
         ("kit_shortest", 1.0),
         *[("kit_till", 1.0)] * 3,
     ]
+
+
+# -- the file of rollouts ----------------------------------------------------------------------------------------------
+
+
+def lines(url: str, model: tuple[Model, str], groups: int) -> list[bytes]:
+    model[0].turns = by_seed(lambda seed: "x" * seed + "4")
+    return [rollout_line(rollout) for rollout in gather(collector(url, model[1], concurrency=3), wanted(groups, 3))]
+
+
+def test_a_group_that_was_half_written_is_done_again_whole(url: str, model: tuple[Model, str], tmp_path: Path) -> None:
+    written = lines(url, model, 3)
+    path = tmp_path / "out.jsonl"
+    for count in range(10):
+        path.write_bytes(b"".join(written[:count]) + (written[count][:9] if count < 9 else b""))
+        done = done_so_far(path)
+        assert len(done) == count // 3 * 3
+        assert path.read_bytes() == b"".join(written[: count // 3 * 3])
+        left = remaining(wanted(3, 3), done, path)
+        again = [rollout_line(rollout) for rollout in gather(collector(url, model[1], concurrency=3), left)]
+        rewards = [json.loads(line)["reward"] for line in path.read_bytes().splitlines() + again]
+        assert sorted(rewards) == [0.0] * 6 + [1.0] * 3
+
+
+def test_a_failure_tried_again_takes_its_group_with_it(url: str, model: tuple[Model, str], tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    written = [json.loads(line) for line in lines(url, model, 2)]
+    failed = {**written[0], "reward": None, "group_size": 0, "failure": {"kind": "model_error", "message": "x"}}
+    alone = {**written[0], "task_id": "single", "group_size": 0}
+    rows = [
+        failed,
+        *({**row, "group_size": 2} for row in written[1:3]),
+        *written[3:],
+        alone,
+        {**failed, "task_id": "single"},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    drop_failures(path)
+    kept = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["task_id"] for row in kept] == ["t1", "t1", "t1", "single"]
