@@ -17,7 +17,7 @@ import pickle
 from typing import Any
 
 from gym_servers.environment import Environment, GroupEnvironment, GroupRollout, StatefulEnvironment
-from gym_servers.protocol import Failure, FailureError, FailureKind, Item, Verdict
+from gym_servers.protocol import Failure, FailureError, FailureKind, Item, RowError, Verdict
 from gym_servers.registry import environment_class
 from gym_servers.workers import WorkerError, WorkerPool
 
@@ -135,6 +135,10 @@ async def judge(
             await _attempt(environment, "verify_in_worker", (row, gold), pool, fresh=True)
         except WorkerError as error:
             raise _crash(environment, f"the gold answer breaks the verifier too: {error}") from None
+        except RowError:
+            if state is None:
+                raise
+            # gold has no session, and the environment grades nothing without one: it says nothing of the verifier
     return _unverifiable(environment, result)
 
 

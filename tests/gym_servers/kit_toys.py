@@ -108,6 +108,9 @@ class TillEnvironment(StatefulEnvironment):
             Tool.of(take_turns),
         ]
 
+    def gold(self, row: Row) -> list[Item]:
+        return message("gold")
+
     def verify_state(self, row: Row, output: list[Item], state: Any) -> Verdict:
         assert isinstance(row, TillRow)
         if state is None:
