@@ -10,14 +10,24 @@ import random
 import time
 import uuid
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import aiohttp
 import orjson
 
+from gym_servers import deadline
 from gym_servers.protocol import Failure, FailureError, FailureKind, RowError
 
-DEADLINE_HEADER = "X-Deadline-Seconds"
+Answered = tuple[int, bytes, dict[str, str]]
+"""Status, body and cookies set of one finished HTTP exchange."""
+
+
+class Transport(Protocol):
+    """Makes an exchange otherwise than over a socket (gym_servers/hosts/inprocess.py)."""
+
+    async def __call__(self, url: str, data: bytes, headers: dict[str, str]) -> Answered:
+        """POST `data`. Raises OSError where nobody listens at `url`."""
+        ...
 
 
 @dataclass
@@ -54,10 +64,18 @@ def _problem(url: str, status: int, body: bytes, kind: FailureKind) -> Exception
 
 
 class Client:
-    """Use as `async with Client(...) as client`. concurrency bounds the open connections."""
+    """Use as `async with Client(...) as client`. concurrency bounds the open connections. transport: instead of sockets."""
 
-    def __init__(self, *, token: str | None = None, concurrency: int = 256, retries: int = 4) -> None:
+    def __init__(
+        self,
+        *,
+        token: str | None = None,
+        concurrency: int = 256,
+        retries: int = 4,
+        transport: Transport | None = None,
+    ) -> None:
         self.retries = retries
+        self._transport = transport
         self._headers = {"Content-Type": "application/json"}
         if token is not None:
             self._headers["Authorization"] = f"Bearer {token}"
@@ -85,27 +103,27 @@ class Client:
         cookies: dict[str, str] | None = None,
         key: str | None = None,
     ) -> Reply:
-        """POST until it is answered or `seconds` are over. Raises FailureError (of `kind` where the other side names none)
-        or RowError (422)."""
+        """POST until it is answered or `seconds` are over (those of the request that is being answered here, where fewer).
+
+        Raises FailureError (of `kind` where the other side names none) or RowError (422).
+        """
         assert self._session is not None, "use the client as `async with`"
         data = orjson.dumps(body)
-        deadline = time.monotonic() + seconds
+        end = deadline.after(seconds)
         headers = {**self._headers, "Idempotency-Key": key or uuid.uuid4().hex}
         if cookies:
             headers["Cookie"] = "; ".join(f"{name}={value}" for name, value in cookies.items())
         for attempt in range(self.retries + 1):
-            left = deadline - time.monotonic()
+            left = end - time.monotonic()
             if left <= 0:
                 raise FailureError(Failure(kind="timeout", message=f"{url}: no answer within {seconds:g} s"))
-            headers[DEADLINE_HEADER] = f"{left:.3f}"
+            headers[deadline.HEADER] = f"{left:.3f}"
             problem: Exception
             try:
-                timeout = aiohttp.ClientTimeout(total=left)
-                async with self._session.post(url, data=data, headers=headers, timeout=timeout) as response:
-                    reply = await response.read()
-                    if response.status == 200:
-                        return Reply(reply, {name: morsel.value for name, morsel in response.cookies.items()})
-                    problem = _problem(url, response.status, reply, kind)
+                status, reply, set_cookies = await self._exchange(url, data, headers, left)
+                if status == 200:
+                    return Reply(reply, set_cookies)
+                problem = _problem(url, status, reply, kind)
             except TimeoutError:
                 raise FailureError(Failure(kind="timeout", message=f"{url}: no answer within {seconds:g} s")) from None
             except (aiohttp.ClientError, OSError) as error:
@@ -115,3 +133,13 @@ class Client:
                 raise problem
             await asyncio.sleep(min(left, 0.1 * 2**attempt * (0.5 + random.random())))
         raise AssertionError("unreachable")
+
+    async def _exchange(self, url: str, data: bytes, headers: dict[str, str], seconds: float) -> Answered:
+        if self._transport is not None:
+            async with asyncio.timeout(seconds):
+                return await self._transport(url, data, headers)
+        assert self._session is not None
+        timeout = aiohttp.ClientTimeout(total=seconds)
+        async with self._session.post(url, data=data, headers=headers, timeout=timeout) as response:
+            reply = await response.read()
+            return response.status, reply, {name: morsel.value for name, morsel in response.cookies.items()}

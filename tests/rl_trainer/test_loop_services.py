@@ -154,7 +154,7 @@ def environments(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerPro
     code = "from gym_servers.cli import main; main()"
     process = ServerProcess(
         "the environment server",
-        [sys.executable, "-c", code, "serve", "competition_math", "--port", "0", "--workers", "1"],
+        [sys.executable, "-c", code, "env", "serve", "competition_math", "--port", "0", "--workers", "1"],
         tmp_path_factory.mktemp("logs") / "env.log",
         {"OMNIGYM_TOKEN": "t"},
     )
@@ -241,7 +241,7 @@ def test_an_environment_server_that_is_killed_is_named_within_seconds(tmp_path: 
     code = "from gym_servers.cli import main; main()"
     process = ServerProcess(
         "the environment server",
-        [sys.executable, "-c", code, "serve", "competition_math", "--port", "0", "--workers", "1"],
+        [sys.executable, "-c", code, "env", "serve", "competition_math", "--port", "0", "--workers", "1"],
         tmp_path / "env.log",
         {"OMNIGYM_TOKEN": "t"},
     )
