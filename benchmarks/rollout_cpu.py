@@ -88,7 +88,12 @@ def main() -> None:
     best = {name: min(values) for name, values in zip(names, columns, strict=True)}
     median = {name: statistics.median(values) for name, values in zip(names, columns, strict=True)}
     rows = [[name, best[name], median[name], TARGET_MS if name == "all" else ""] for name in names]
-    result = {"benchmark": "rollout_cpu", "rollouts": options.rollouts, "rounds": options.rounds, "target_ms": TARGET_MS}
+    result = {
+        "benchmark": "rollout_cpu",
+        "rollouts": options.rollouts,
+        "rounds": options.rounds,
+        "target_ms": TARGET_MS,
+    }
     show(("CPU-ms a rollout", "best", "median", "target"), rows, {**result, "best": best, "median": median})
 
 

@@ -43,7 +43,12 @@ def main() -> None:
         ["CPU", min(cpu), statistics.median(cpu), ""],
     ]
     figures = {"wall": statistics.median(wall), "wall_best": min(wall), "cpu": statistics.median(cpu)}
-    result = {"benchmark": "server_start", "environments": names, "repeats": options.repeats, "target_s": TARGET_SECONDS}
+    result = {
+        "benchmark": "server_start",
+        "environments": names,
+        "repeats": options.repeats,
+        "target_s": TARGET_SECONDS,
+    }
     show(("seconds until ready", "best", "median", "target"), rows, {**result, **figures})
 
 

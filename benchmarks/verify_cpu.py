@@ -89,7 +89,9 @@ def main() -> None:
     options = parser.parse_args()
     token = secrets.token_urlsafe(16)
     sent = {name: bodies(name, 200, options.seed) for name in ENVIRONMENTS}
-    repeated = {name: (values * (options.requests // len(values) + 1))[: options.requests] for name, values in sent.items()}
+    repeated = {
+        name: (values * (options.requests // len(values) + 1))[: options.requests] for name, values in sent.items()
+    }
     spent: dict[str, list[float]] = {}
     with LocalHost() as host:
         server = host.start_environments(ENVIRONMENTS, token)
