@@ -58,7 +58,7 @@ class Side:
             "HF_HUB_OFFLINE": "1",
             "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)]),
         }
-        self.log = tempfile.NamedTemporaryFile("w+", prefix=script)  # noqa: SIM115
+        self.log = tempfile.NamedTemporaryFile("w+", prefix=script)
         self.process = subprocess.Popen(
             [python, str(HERE / script), json.dumps(given)],
             stdin=subprocess.PIPE,
