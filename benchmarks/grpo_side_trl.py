@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from grpo_workload import GROUP, LR, reward, say, wait_for_turn
+from grpo_workload import FILLER, GROUP, LR, reward, say, wait_for_turn
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
@@ -89,8 +89,7 @@ def main() -> None:
         report_to="none",
         disable_tqdm=True,
     )
-    # "~" is no part of a merge of the small tokenizer: one token each
-    text = "~" * len(rollouts[0]["prompt"])
+    text = FILLER * len(rollouts[0]["prompt"])
     trainer = GRPOTrainer(
         model=given["model"],
         reward_funcs=rewards,

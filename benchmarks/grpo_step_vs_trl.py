@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from grpo_workload import make_model, stored_rollouts
+from grpo_workload import FILLER_ID, make_model, stored_rollouts
 from measure import show
 
 HERE = Path(__file__).resolve().parent
@@ -150,7 +150,7 @@ def main() -> None:
             if options.only not in (None, kind):
                 continue
             if kind == "step":
-                rollouts = [{**r, "prompt": [96] * 64} for r in stored_rollouts(8, 64, 1, 0.0, 1, options.seed)]
+                rollouts = [{**r, "prompt": [FILLER_ID] * 64} for r in stored_rollouts(8, 64, 1, 0.0, 1, options.seed)]
             else:
                 rollouts = stored_rollouts(
                     options.rollouts, 64, options.median, options.sigma, options.cap, options.seed

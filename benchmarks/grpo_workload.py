@@ -16,6 +16,8 @@ from typing import Any
 VOCABULARY = 49152
 GROUP = 8
 LR = 1e-6
+FILLER, FILLER_ID = "~", 96
+"""A character that the small tokenizer gives one id however often it stands: a prompt of known length."""
 
 
 def make_model(folder: Path, seed: int) -> int:

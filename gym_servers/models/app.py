@@ -288,7 +288,7 @@ def build_model_server(engine: Engine, settings: ModelSettings, server: ServerSe
         found = state.ledgers.pop(rollout_id, None) or Open(Ledger(rollout_id))
         return Response(pack_ledger(found.ledger.export()), media_type="application/octet-stream")
 
-    # Starlette's own routes, the busiest first: FastAPI's cost a tenth of a millisecond each and have no parameters to read here.
+    # Starlette's own routes, the busiest first: FastAPI's cost 0.05 ms each for parameters that nobody has here.
     app.add_route("/r/{signed}/v1/responses", responses, methods=["POST"])
     app.add_route("/r/{signed}/close", close, methods=["POST"])
     app.add_route("/r/{signed}/v1/chat/completions", chat_completions, methods=["POST"])
