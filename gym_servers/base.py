@@ -10,6 +10,7 @@ import asyncio
 import hmac
 import logging
 import secrets
+import socket
 import time
 from typing import Any
 
@@ -19,11 +20,15 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, H
 from pydantic import BaseModel, ConfigDict
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gym_servers.client import raise_open_file_limit
 from gym_servers.protocol import FailureError, OmnigymError, RowError
 
 log = logging.getLogger("omnigym.server")
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 RETRY_AFTER_SECONDS = "1"
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+BACKLOG = 4096
+"""Connections that wait to be accepted: all rollouts of a step may connect at once. The kernel caps it (somaxconn)."""
 
 
 class ServerSettings(BaseModel):
@@ -136,6 +141,21 @@ class Guard:
         while self.in_flight and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
         return self.in_flight == 0
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises OmnigymError that names the port."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+        sock.listen(BACKLOG)  # before the address is told: who reads it may connect at once
+    except OSError as error:
+        sock.close()
+        raise OmnigymError(f"cannot listen on {host}:{port}: {error.strerror}; choose another port, or 0") from None
+    raise_open_file_limit()
+    return sock
 
 
 async def read_object(request: Request) -> dict[str, Any]:
