@@ -87,6 +87,13 @@ class World:
         assert reply.status_code == 200, reply.text
         return unpack_ledger(reply.content)
 
+    def update(self, version: int, digest: str = "d", status: int = 200) -> dict[str, Any]:
+        """Ask for a weight update."""
+        reply = self.http.post("/admin/update_weights", json={"path": "-", "digest": digest, "version": version})
+        assert reply.status_code == status, reply.text
+        found: dict[str, Any] = reply.json()
+        return found
+
     def state(self) -> dict[str, Any]:
         found: dict[str, Any] = self.http.get("/admin/state").json()
         return found

@@ -169,7 +169,7 @@ def test_at_the_budget_the_server_closes_the_reasoning_and_nothing_of_that_is_tr
         "sampled_tokens": 9,
         "requests": 2,
     }
-    assert message["generation_token_ids"] == TOKENS.encode("thoug</think>yes") + [END_ID]
+    assert message["generation_token_ids"] == [*TOKENS.encode("thoug</think>yes"), END_ID]
     assert message["generation_loss_mask"] == [1] * 5 + [0] * 8 + [1] * 4
     assert (export.truncated, export.finish_reasons) == (False, ["stop"])
 
@@ -186,7 +186,7 @@ def test_a_budget_that_is_not_reached_or_not_overrun_writes_nothing() -> None:
         message = world.chat([user("?")], **budget)  # closed within the budget, which ends in the answer
         export = world.close()
         assert (message["reasoning_content"], message["content"]) == ("ok", "a long answer")
-        assert masked(export) == [TOKENS.encode("ok</think>a long answer") + [END_ID]]
+        assert masked(export) == [[*TOKENS.encode("ok</think>a long answer"), END_ID]]
         engine.script = ["ok</think>"]
         world.chat([user("?")], **budget)  # ended by itself
         assert world.close().usage["requests"] == 1
