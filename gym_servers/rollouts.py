@@ -57,6 +57,7 @@ class Collector:
         """Rollouts as they end. Requests are read only as there is room. Raises NoProgress."""
         source: Iterator[RolloutRequest] = iter(requests)
         running: set[asyncio.Task[Rollout]] = set()
+        ended: asyncio.Queue[asyncio.Task[Rollout]] = asyncio.Queue()  # asyncio.wait would look at all for each that ends
         async with Client(token=self.token, concurrency=2 * self.concurrency) as client:
             try:
                 while True:
@@ -64,18 +65,19 @@ class Collector:
                         request = next(source, None)
                         if request is None:
                             break
-                        running.add(asyncio.create_task(self.one(client, request)))
+                        task = asyncio.create_task(self.one(client, request))
+                        task.add_done_callback(ended.put_nowait)
+                        running.add(task)
                     if not running:
                         return
-                    done, running = await asyncio.wait(
-                        running, timeout=self.no_progress_seconds, return_when=asyncio.FIRST_COMPLETED
-                    )
-                    if not done:
+                    try:
+                        task = await asyncio.wait_for(ended.get(), self.no_progress_seconds)
+                    except TimeoutError:
                         raise NoProgress(
                             f"no rollout ended for {self.no_progress_seconds:g} s; waiting on {self.describe_waiting()}"
-                        )
-                    for task in done:
-                        yield task.result()
+                        ) from None
+                    running.discard(task)
+                    yield task.result()
             finally:
                 for task in running:
                     task.cancel()
