@@ -57,7 +57,9 @@ class Collector:
         """Rollouts as they end. Requests are read only as there is room. Raises NoProgress."""
         source: Iterator[RolloutRequest] = iter(requests)
         running: set[asyncio.Task[Rollout]] = set()
-        ended: asyncio.Queue[asyncio.Task[Rollout]] = asyncio.Queue()  # asyncio.wait would look at all for each that ends
+        ended: asyncio.Queue[asyncio.Task[Rollout]] = (
+            asyncio.Queue()
+        )  # asyncio.wait would look at all for each that ends
         async with Client(token=self.token, concurrency=2 * self.concurrency) as client:
             try:
                 while True:

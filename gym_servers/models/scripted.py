@@ -49,7 +49,7 @@ class CodePoints:
 
 @dataclass(frozen=True)
 class Asked:
-    """One call. prompt: the text of prompt_ids. turn: how many assistant turns stand before it (omnigym's template)."""
+    """One call. prompt: the text of prompt_ids. turn: how many assistant turns stand in it, a task's examples included."""
 
     prompt: str
     prompt_ids: list[int]

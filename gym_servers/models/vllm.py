@@ -118,6 +118,7 @@ class VllmEngine:
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling, seed: int, request_id: str) -> Generation:
         from vllm import SamplingParams, TokensPrompt
+        from vllm.exceptions import VLLMClientError
         from vllm.sampling_params import RequestOutputKind
 
         parameters = SamplingParams(
@@ -136,7 +137,7 @@ class VllmEngine:
         try:
             async for output in self._llm.generate(prompt, parameters, request_id):
                 final = output
-        except ValueError as error:  # such as a token id that the model has not
+        except VLLMClientError as error:  # such as a token id that the model has not
             raise OmnigymError(f"vLLM refused the request: {error}") from None
         if final is None:
             raise OmnigymError(f"vLLM ended request '{request_id}' without an output")
