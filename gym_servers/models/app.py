@@ -21,7 +21,6 @@ from gym_servers.models.calls import Answered, ModelServer, ModelSettings, Open
 from gym_servers.models.converter import chat_to_response, responses_to_chat
 from gym_servers.models.engine import Engine
 from gym_servers.models.requests import Switches, switches
-from gym_servers.models.wire import pack_ledger
 from gym_servers.protocol import Item, RowError
 from gym_servers.signing import check_rollout_id
 
@@ -110,8 +109,8 @@ def build_model_server(engine: Engine, settings: ModelSettings, server: ServerSe
 
     @app.post("/r/{signed}/close")
     async def close(signed: str) -> Response:
-        export = await state.close(check_rollout_id(signed, settings.secret))
-        return Response(pack_ledger(export), media_type="application/octet-stream")
+        packed = await state.close(check_rollout_id(signed, settings.secret))
+        return Response(packed, media_type="application/octet-stream")
 
     @app.post("/tokenize")
     async def tokenize(request: Request) -> Response:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -19,10 +20,11 @@ from gym_servers.models.ledger import Brought, Ledger, Prompt, canonical
 from gym_servers.models.parsers import THINK_CLOSE, parse_turn
 from gym_servers.models.requests import Switches, check_sampling, number, switches
 from gym_servers.models.template import ChatTemplate
-from gym_servers.models.wire import LedgerExport
+from gym_servers.models.wire import pack_ledger
 from gym_servers.protocol import Failure, FailureError, Item, OmnigymError
 
 DRAIN_SECONDS = 60.0
+MAX_CLOSED_BYTES = 64 << 20
 
 
 class ModelSettings(BaseModel):
@@ -72,6 +74,8 @@ class ModelServer:
         self.settings = settings
         self.template = ChatTemplate(engine.chat_template)
         self.ledgers: dict[str, Open] = {}
+        self.closed: OrderedDict[str, bytes] = OrderedDict()
+        self.closed_bytes = 0
         self.open_calls: set[str] = set()
         self.scoring = 0
         self.updating = False
@@ -105,15 +109,23 @@ class ModelServer:
         for key in [key for key, value in self.ledgers.items() if value.touched < limit and not value.calls]:
             del self.ledgers[key]
 
-    async def close(self, rollout_id: str) -> LedgerExport:
-        """What the rollout sampled; its calls that still run are ended first, so that their tokens are counted."""
+    async def close(self, rollout_id: str) -> bytes:
+        """What the rollout sampled, packed; its calls that still run are ended first, so that their tokens are counted.
+
+        A close that is repeated, because the answer to it was lost, gets the same again.
+        """
         found = self.ledgers.get(rollout_id)
         if found is None:
-            return Ledger(rollout_id).export()
+            return self.closed.get(rollout_id) or pack_ledger(Ledger(rollout_id).export())
         found.closing = True
         await self._end(found.calls)
+        packed = pack_ledger(found.ledger.export())
         self.ledgers.pop(rollout_id, None)
-        return found.ledger.export()
+        self.closed_bytes += len(packed) - len(self.closed.pop(rollout_id, b""))
+        self.closed[rollout_id] = packed
+        while self.closed_bytes > MAX_CLOSED_BYTES:
+            self.closed_bytes -= len(self.closed.popitem(last=False)[1])
+        return packed
 
     async def complete(self, body: Item, opened: Open | None) -> Answered:
         """One chat completion. Raises FailureError where the call was ended by an update or a close."""
@@ -235,7 +247,7 @@ class ModelServer:
             await self.engine.abort(sorted(calls))
             await asyncio.sleep(0.01)
             if time.monotonic() > deadline:
-                raise OmnigymError(f"{len(calls)} calls did not end within {DRAIN_SECONDS:g} s of an abort")
+                raise unavailable(f"{len(calls)} calls did not end within {DRAIN_SECONDS:g} s of an abort")
 
     async def update(self, path: str, digest: str, version: int) -> None:
         """Replace the weights. Raises OmnigymError where they were refused, FailureError where the engine is lost."""

@@ -71,11 +71,26 @@ def test_ledgers_are_bounded_end_by_close_and_by_time() -> None:
         assert "2 rollouts are open: close them, or raise max_ledgers" in world.refused(503, "c")
         assert world.close("a").usage["requests"] == 1
         world.chat([user("?")], "c")
-        assert world.close("a").usage["requests"] == 0  # it was dropped with its close
+        assert world.state()["ledgers"] == 2
+        assert world.close("never used").usage["requests"] == 0
     with model_world(ScriptedEngine(["x"]), max_ledgers=1, ledger_ttl=0.2) as world:
         world.chat([user("?")], "left behind")
         eventually(lambda: world.state()["ledgers"] == 0)
         world.chat([user("?")], "another")
+
+
+def test_a_close_whose_answer_was_lost_can_be_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gym_servers.models.calls.MAX_CLOSED_BYTES", 1500)
+    with model_world(ScriptedEngine(["an answer"])) as world:
+        for name in "abc":
+            world.chat([user("?")], name)
+        first = world.close("a")
+        assert world.close("a") == first
+        assert first.usage["requests"] == 1
+        world.close("b")
+        world.close("c")
+        assert world.close("c").usage["requests"] == 1
+        assert world.close("a").usage["requests"] == 0  # what is remembered is bounded
 
 
 def test_a_forged_rollout_url_is_refused() -> None:
