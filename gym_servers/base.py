@@ -11,6 +11,7 @@ import asyncio
 import hmac
 import logging
 import secrets
+import socket
 import time
 from typing import Any
 
@@ -24,12 +25,16 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gym_servers import deadline
+from gym_servers.client import raise_open_file_limit
 from gym_servers.protocol import FailureError, OmnigymError, RowError
 from gym_servers.tools import ToolRefused
 
 log = logging.getLogger("omnigym.server")
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 RETRY_AFTER_SECONDS = "1"
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+BACKLOG = 4096
+"""Connections that wait to be accepted: all rollouts of a step may connect at once. The kernel caps it (somaxconn)."""
 
 
 class ServerSettings(BaseModel):
@@ -144,10 +149,25 @@ class Guard:
     async def drain(self, seconds: float) -> bool:
         """Refuse new requests and wait for those in flight. False where some were still running after `seconds`."""
         self.draining = True
-        deadline = time.monotonic() + seconds
-        while self.in_flight and time.monotonic() < deadline:
+        end = time.monotonic() + seconds
+        while self.in_flight and time.monotonic() < end:
             await asyncio.sleep(0.02)
         return self.in_flight == 0
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises OmnigymError that names the port."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+        sock.listen(BACKLOG)  # before the address is told: who reads it may connect at once
+    except OSError as error:
+        sock.close()
+        raise OmnigymError(f"cannot listen on {host}:{port}: {error.strerror}; choose another port, or 0") from None
+    raise_open_file_limit()
+    return sock
 
 
 async def read_object(request: Request) -> dict[str, Any]:

@@ -48,11 +48,12 @@ class RowError(OmnigymError):
 
 
 class FailureError(OmnigymError):
-    """Carries a `Failure` through Python code; servers turn it into 503 `{error, retryable}`."""
+    """Carries a `Failure` through Python code; servers turn it into 503 `{error, retryable}`. status: HTTP's, where one came."""
 
-    def __init__(self, failure: Failure) -> None:
+    def __init__(self, failure: Failure, status: int | None = None) -> None:
         super().__init__(f"{failure.kind}: {failure.message}")
         self.failure = failure
+        self.status = status
 
 
 class Verdict(BaseModel):

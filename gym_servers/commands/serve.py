@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import os
 import secrets
-import socket
 from typing import Annotated, Any
 
 import typer
 import uvicorn
 
-from gym_servers.base import Guard, ServerSettings
+from gym_servers.base import LOOPBACK, Guard, ServerSettings, bind
 from gym_servers.protocol import OmnigymError
 from gym_servers.registry import environment_names, load_environment
 from gym_servers.resources import build_resources
-
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 class _Server(uvicorn.Server):  # type: ignore[misc]  # uvicorn is not followed by mypy
@@ -28,20 +25,6 @@ class _Server(uvicorn.Server):  # type: ignore[misc]  # uvicorn is not followed 
     def handle_exit(self, sig: int, frame: Any) -> None:
         self.guard.draining = True
         super().handle_exit(sig, frame)
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises OmnigymError that names the port."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind((host, port))
-        sock.listen(2048)  # before the address is printed: who reads it may connect at once
-    except OSError as error:
-        sock.close()
-        raise OmnigymError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port, or 0") from None
-    return sock
 
 
 def token_for(auth: str, host: str) -> str | None:

@@ -110,4 +110,4 @@ class InProcessHost:
                 body.extend(message.get("body", b""))
 
         await server.app(scope, requests.get, send)
-        return status, bytes(body), {name: morsel.value for name, morsel in cookies.items()}
+        return status, bytes(body), {name: morsel.value for name, morsel in cookies.items()}, 0.0
