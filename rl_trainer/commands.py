@@ -168,7 +168,8 @@ def train(
     source = RunStore.open(from_rollouts) if from_rollouts is not None else None
     if store is None:
         store = RunStore.create(chosen.runs_folder, chosen.name, chosen.to_yaml())
-    elif overrides:
+    store.lock()
+    if overrides:
         write_whole(store.folder / "config.yaml", chosen.to_yaml().encode())
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     console.print(f"run folder {store.folder}", highlight=False)
