@@ -64,7 +64,9 @@ def outcome(folder: Path) -> dict[str, Any]:
         "checkpoints": checkpoints,
         "best": json.loads((store.checkpoints / "best.json").read_text()),
         "metrics": [{key: value for key, value in row.items() if key not in TIMES} for row in store.metrics()],
-        "rollouts": {label: sorted((r.group, r.attempt, r.seed, r.text) for r in store.read(label)) for label in labels},
+        "rollouts": {
+            label: sorted((r.group, r.attempt, r.seed, r.text) for r in store.read(label)) for label in labels
+        },
     }
 
 
