@@ -100,8 +100,6 @@ def execute(
         if config.ray.enabled:
             services.start_ray()
             policy = RayPolicy(options, config.policy.workers, config.policy.step_seconds)
-        elif config.policy.workers > 1:
-            raise ConfigError("policy.workers above 1 needs ray.enabled=true")
         else:
             policy = local_policy(options)
         log = MetricsLog(store, config.wandb)

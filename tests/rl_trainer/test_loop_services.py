@@ -18,7 +18,7 @@ import uvicorn
 
 from gym_servers.hosts.local import LocalHost, ServerDied
 from gym_servers.models.app import ModelSettings, build_model_server
-from gym_servers.models.engine import EngineState, Generation, Sampling
+from gym_servers.models.engine import EngineState, FinishReason, Generation, Sampling
 from gym_servers.protocol import OmnigymError, Rollout
 from rl_trainer.config import RunConfig
 from rl_trainer.loop import RunStopped, plan_rollouts
@@ -60,6 +60,7 @@ class Answers:
         self.state = EngineState("letters", "float32")
         self.tokenizer = Letters()
         self.text, self.seconds, self.failures = "\\boxed{4}", 0.0, 0
+        self.reason: FinishReason = "stop"
         self.seeds: list[int] = []
         self.samplings: list[Sampling] = []
 
@@ -71,7 +72,7 @@ class Answers:
         if self.failures:
             self.failures -= 1
             return Generation(ids, [-1.0] * len(ids), "abort", (self.state.weight_version,))
-        return Generation(ids, [-1.0] * len(ids), "stop", (self.state.weight_version,))
+        return Generation(ids, [-1.0] * len(ids), self.reason, (self.state.weight_version,))
 
     async def abort(self, request_ids: Sequence[str]) -> None: ...
 
@@ -154,6 +155,16 @@ def test_tokens_of_abandoned_attempts_are_dropped_not_lost(environments: LocalHo
         held = sum(segment.sampled for segment in rollout.segments)
         assert rollout.usage["dropped_tokens"] == 10
         assert rollout.usage["sampled_tokens"] == held + 10
+
+
+@pytest.mark.parametrize(("reason", "truncated"), [("stop", False), ("length", True)])
+def test_truncation_is_what_the_engine_says_not_a_length(environments: LocalHost, reason: Any, truncated: bool) -> None:
+    """pitfall 32: an answer of exactly max_tokens that ends by itself is whole; a cut one is cut at any length."""
+    with world(environments, sampling={"max_tokens": 10 if reason == "stop" else 50}) as (engine, generation):
+        engine.reason = reason
+        (rollout,) = collect(generation, plans(1, 1))
+        assert rollout.segments[0].sampled == 10
+        assert rollout.truncated == truncated and rollout.reward == 1.0
 
 
 def test_weights_and_scores(environments: LocalHost, tmp_path: Path) -> None:
