@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
+import random
 import signal
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +20,11 @@ import psutil
 import pytest
 import uvicorn
 
-from gym_servers.hosts.local import LocalHost, ServerDied
+from gym_servers.hosts.local import LOOPBACK, LocalHost, ServerDied
 from gym_servers.models.app import ModelSettings, build_model_server
 from gym_servers.models.engine import EngineState, FinishReason, Generation, Sampling
 from gym_servers.protocol import OmnigymError, Rollout
+from gym_servers.signing import sign_rollout_id
 from rl_trainer.config import RunConfig
 from rl_trainer.loop import RunStopped, plan_rollouts
 from rl_trainer.sampler import LoadedTask, PlannedTask
@@ -61,20 +66,28 @@ class Answers:
         self.tokenizer = Letters()
         self.text, self.seconds, self.failures = "\\boxed{4}", 0.0, 0
         self.reason: FinishReason = "stop"
+        self.running: dict[str, asyncio.Event] = {}
         self.seeds: list[int] = []
         self.samplings: list[Sampling] = []
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling, seed: int, request_id: str) -> Generation:
         self.seeds.append(seed)
         self.samplings.append(sampling)
-        await asyncio.sleep(self.seconds)
+        version = self.state.weight_version
+        ended = self.running[request_id] = asyncio.Event()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(ended.wait(), self.seconds)
+        del self.running[request_id]
+        assert version == self.state.weight_version, "the weights changed inside this call"
         ids = [ord(c) for c in self.text] + [3]
-        if self.failures:
-            self.failures -= 1
+        if self.failures or ended.is_set():
+            self.failures = max(0, self.failures - 1)
             return Generation(ids, [-1.0] * len(ids), "abort", (self.state.weight_version,))
         return Generation(ids, [-1.0] * len(ids), self.reason, (self.state.weight_version,))
 
-    async def abort(self, request_ids: Sequence[str]) -> None: ...
+    async def abort(self, request_ids: Sequence[str]) -> None:
+        for request_id in set(request_ids) & set(self.running):
+            self.running[request_id].set()
 
     async def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         return [[-1.0] * (len(ids) - 1) for ids in sequences]
@@ -165,6 +178,45 @@ def test_truncation_is_what_the_engine_says_not_a_length(environments: LocalHost
         (rollout,) = collect(generation, plans(1, 1))
         assert rollout.segments[0].sampled == 10
         assert rollout.truncated == truncated and rollout.reward == 1.0
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_weights_never_change_inside_a_call(environments: LocalHost, tmp_path: Path, seed: int) -> None:
+    """pitfall 15: updates at random moments of a collection. What they end is sampled anew under one version, and counted."""
+    draw = random.Random(seed)
+    with world(environments, failure_retries=8) as (engine, generation):
+        engine.seconds = 60.0  # no call ends by itself before the last update
+
+        def update() -> None:
+            for version in (1, 2, 3):
+                wanted = draw.randrange(1, 13)
+                while len(engine.running) < wanted:
+                    time.sleep(0.002)
+                if version == 3:
+                    engine.seconds = 0.0
+                generation.update_weights(tmp_path / "w", f"v{version}", version)
+
+        thread = threading.Thread(target=update)
+        thread.start()
+        done = collect(generation, plans(4, 3))
+        thread.join()
+        assert all(r.failure is None and len(r.segments) == 1 for r in done), done
+        ended = sum(r.usage["dropped_tokens"] for r in done)
+        assert ended >= 3 * 10
+        assert sum(r.usage["sampled_tokens"] for r in done) == 12 * 10 + ended
+
+
+@pytest.mark.parametrize("field", [{"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}, {"stop": ["x"]}, {"temperature": 0}])
+def test_what_would_cut_the_policys_distribution_is_refused(environments: LocalHost, field: dict[str, Any]) -> None:
+    """pitfall 10: the trainer computes a full softmax."""
+    body = {"messages": [{"role": "user", "content": "x"}], **field}
+    headers = {"Authorization": "Bearer t", "Content-Type": "application/json"}
+    with world(environments) as (engine, generation):
+        url = f"{generation.model_url}/r/{sign_rollout_id('r', 's')}/v1/chat/completions"
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            LOOPBACK.open(urllib.request.Request(url, json.dumps(body).encode(), headers))
+        assert refused.value.code in (400, 422) and next(iter(field)) in refused.value.read().decode()
+        assert engine.samplings == []
 
 
 def test_weights_and_scores(environments: LocalHost, tmp_path: Path) -> None:
