@@ -128,17 +128,25 @@ def test_a_run_killed_in_every_phase_and_resumed_equals_an_uninterrupted_one(mod
     assert {path.name for path in (killed / "checkpoints").iterdir()} == {"step_000004", "step_000005"}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("number", "moment"), [(signal.SIGINT, "start"), (signal.SIGINT, "step"), (signal.SIGTERM, "step")]
+)
 def test_an_interrupted_run_leaves_no_process_and_says_how_to_go_on(
-    model: Path, tmp_path: Path, number: signal.Signals
+    model: Path, tmp_path: Path, number: signal.Signals, moment: str
 ) -> None:
-    """With Ray: its head, workers, vLLM's worker and the environments' workers are all gone."""
+    """With Ray: its head, workers, vLLM's worker and the environments' workers are all gone. Also while they start."""
     path = write_config(tmp_path, model, ray={"enabled": True, "num_cpus": 2}, steps=200)
     process = run_command(str(path))
-    wait_for(tmp_path / "runs" / "x" / "rollouts" / "step_000001.done", process)
+    if moment == "start":
+        deadline = time.monotonic() + 180
+        while not any("gym_servers.models.vllm" in " ".join(p.cmdline()) for p in family(process)):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+    else:
+        wait_for(tmp_path / "runs" / "x" / "rollouts" / "step_000001.done", process)
     children = family(process)
     process.send_signal(number)
-    out, _ = process.communicate(timeout=90)
+    out, _ = process.communicate(timeout=180)
     assert process.returncode == 1
     assert "omnigym train --resume" in out.replace("\n", " ")
     assert all_gone(children) == []
@@ -156,7 +164,7 @@ def test_a_killed_process_is_named_and_the_run_stops(model: Path, tmp_path: Path
     chosen = [p for p in children if victim in " ".join(p.cmdline())]
     assert chosen, [" ".join(p.cmdline()) for p in children]
     chosen[0].kill()
-    out, _ = process.communicate(timeout=90)
+    out, _ = process.communicate(timeout=180)
     assert process.returncode == 1
     named = {
         "gym_servers.models.vllm": ("the model server was killed by signal 9",),
