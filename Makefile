@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 export HF_HUB_OFFLINE ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: demo setup test test-all conformance lint clean
+.PHONY: demo setup test test-all conformance mutate lint clean
 
 setup: $(VENV)/.installed
 
@@ -38,6 +38,10 @@ test-all: setup
 conformance: setup
 	@test -d ../shared/conformance || { echo "no conformance folder at ../shared/conformance"; exit 1; }
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m conformance -rA
+
+# One-line bugs, each of which a named test must notice: about 4 minutes.
+mutate: setup
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutations.py
 
 clean:
 	rm -rf $(VENV) *.egg-info

@@ -90,6 +90,16 @@ def list_checkpoints(folder: str | Path) -> list[tuple[int, Path]]:
     return sorted(found)
 
 
+def remove_unfinished(folder: str | Path) -> None:
+    """Remove what a killed process left of checkpoints it was writing; the last whole one of a step stays."""
+    for path in Path(folder).glob(".step_*.old"):  # killed while it was replaced
+        target = path.with_name(path.name[1:].removesuffix(".old"))
+        if not target.exists():
+            path.rename(target)
+    for path in Path(folder).glob(".step_*"):
+        shutil.rmtree(path)
+
+
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """weights, optimizer, rng, step, sampler, config, extra."""
     from safetensors.torch import load_file

@@ -100,8 +100,6 @@ def execute(
         if config.ray.enabled:
             services.start_ray()
             policy = RayPolicy(options, config.policy.workers, config.policy.step_seconds)
-        elif config.policy.workers > 1:
-            raise ConfigError("policy.workers above 1 needs ray.enabled=true")
         else:
             policy = local_policy(options)
         log = MetricsLog(store, config.wandb)
@@ -174,7 +172,8 @@ def train(
     source = RunStore.open(from_rollouts) if from_rollouts is not None else None
     if store is None:
         store = RunStore.create(lasting_folder(chosen.runs_folder), chosen.name, chosen.to_yaml())
-    elif overrides:
+    store.lock()
+    if overrides:
         write_whole(store.folder / "config.yaml", chosen.to_yaml().encode())
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     console.print(f"run folder {store.folder}", highlight=False)

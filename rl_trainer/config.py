@@ -143,6 +143,8 @@ class RunConfig(Options):
                 f"algorithm.temperature ({self.algorithm.temperature}) differs from sampling.temperature "
                 f"({self.sampling.temperature}): leave the first out"
             )
+        if self.policy.workers > 1 and not self.ray.enabled:
+            raise ValueError(f"policy.workers ({self.policy.workers}) above 1 needs ray.enabled=true")
         if self.sampling.max_tokens >= self.engine.max_model_len:
             raise ValueError(
                 f"sampling.max_tokens ({self.sampling.max_tokens}) leaves no room for a prompt in "

@@ -8,8 +8,9 @@ flight, whose tasks and seeds are those it had.
 
 from __future__ import annotations
 
+import re
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,13 +18,12 @@ from typing import Any, Protocol
 
 from gym_servers.protocol import OmnigymError, Rollout
 from rl_trainer.actors import Policy
-from rl_trainer.advantages import Advantage, Outcome, compute_advantages
-from rl_trainer.books import Books
-from rl_trainer.checkpoint import list_checkpoints, mark_best, prune_checkpoints
+from rl_trainer.advantages import compute_advantages
+from rl_trainer.batch import group_means, keep_books, make_batch, outcome, rollout_key
+from rl_trainer.checkpoint import list_checkpoints, mark_best, prune_checkpoints, remove_unfinished
 from rl_trainer.config import RunConfig
 from rl_trainer.evaluation import evaluate, mean_and_error, task_means
 from rl_trainer.metrics import MetricsLog, PhaseClock, sampled_tokens, step_record
-from rl_trainer.packing import TrainSegment
 from rl_trainer.sampler import LoadedTask, PlannedTask, Sampler, rollout_seed
 from rl_trainer.store import RunStore, step_label
 from rl_trainer.weights import mean_difference
@@ -131,16 +131,17 @@ class Run:
             with clock("validate"):
                 found = self.evaluate(f"eval_{done:06d}", done, self.config.val.every_samples)
                 best = mean_and_error(list(task_means(found).values()))[0]
-        if best is not None or done % self.config.checkpoint.every == 0 or done == self.config.steps:
-            with clock("checkpoint"):
-                self.observer.phase(step, "checkpoint")
-                self.checkpoint(done, best)
         tokens = sum(sampled_tokens(rollout) for rollout in rollouts)
         seconds = clock.seconds.get("generate", 0.0)
         extra = {**self.counters, "sampled_tokens": float(tokens)}
         if seconds:
             extra["tokens_per_second"] = tokens / seconds
         record = step_record(step, rollouts, trained, totals, clock.seconds, extra)
+        if best is not None or done % self.config.checkpoint.every == 0 or done == self.config.steps:
+            with clock("checkpoint"):
+                self.observer.phase(step, "checkpoint")
+                self.checkpoint(done, best, record)
+            record["phase_seconds"] = dict(clock.seconds)
         self.log.write(record)
         self.observer.step(record)
 
@@ -155,16 +156,18 @@ class Run:
 
     def evaluate(self, label: str, done: int, samples: int) -> list[Rollout]:
         """`samples` rollouts of every held-out task under the present weights; those on disk are not sampled again."""
-        if self.store.committed(label):
-            return self.store.read(label)
-        tasks = [PlannedTask(task, f"{label}-t{k:04d}") for k, task in enumerate(self.heldout)]
-        self.observer.phase(done, label, len(tasks) * samples)
-        # Seeds of all evaluations are the same, so that before and after differ by the weights only.
-        plans = plan_rollouts(self.config.seed, self.store.folder.name, label, tasks, samples, seed_label="heldout")
         started = time.monotonic()
-        rollouts = self._gather(label, plans, strict=True)
-        record = {"step": done, "evaluation": label, "seconds": time.monotonic() - started}
-        self.log.write({**record, "environments": evaluate(rollouts)})
+        if self.store.committed(label):
+            rollouts = self.store.read(label)
+        else:
+            tasks = [PlannedTask(task, f"{label}-t{k:04d}") for k, task in enumerate(self.heldout)]
+            self.observer.phase(done, label, len(tasks) * samples)
+            # Seeds of all evaluations are the same, so that before and after differ by the weights only.
+            plans = plan_rollouts(self.config.seed, self.store.folder.name, label, tasks, samples, "heldout")
+            rollouts = self._gather(label, plans, strict=True)
+        if not any(row.get("evaluation") == label for row in self.store.metrics()):
+            record = {"step": done, "evaluation": label, "seconds": time.monotonic() - started}
+            self.log.write({**record, "environments": evaluate(rollouts)})
         return rollouts
 
     def _gather(self, label: str, plans: list[RolloutPlan], strict: bool) -> list[Rollout]:
@@ -217,15 +220,18 @@ class Run:
                 "that were sent. Resume the run, which starts a new engine."
             )
 
-    def checkpoint(self, done: int, score: float | None = None) -> None:
-        """A checkpoint of `done` steps; the best and the last ones stay."""
+    def checkpoint(self, done: int, score: float | None = None, record: Mapping[str, Any] | None = None) -> None:
+        """A checkpoint of `done` steps; the best and the last ones stay. record: the last step's, not yet in the log."""
         state = {
             "sampler": self.sampler.state_dict(),
             "config": self.config.model_dump(mode="json"),
-            "extra": {"canary_start": self.canary_start},
+            "extra": {"canary_start": self.canary_start, "score": score, "record": record},
         }
+        self.policy.save(self.store.checkpoints, done, state)
+        self._keep(done, score)
+
+    def _keep(self, done: int, score: float | None) -> None:
         folder = self.store.checkpoints
-        self.policy.save(folder, done, state)
         if score is not None:
             mark_best(folder, done, score)
         if self.config.checkpoint.keep_last:
@@ -234,33 +240,62 @@ class Run:
     # ---------------------------------------------------------------- whole runs
 
     def restore(self) -> int:
-        """Load the last checkpoint and train later completed steps again from disk; the first step that is not done."""
-        first = 0
+        """Load the last checkpoint and train later completed steps again from disk; the first step that is not done.
+
+        A kill may fall between any two writes: what a step still lacks is made up for, so that the run folder ends as
+        that of an uninterrupted run.
+        """
+        self._sweep()
+        first, rows = 0, list(self.store.metrics())
+        place = {row["step"]: index for index, row in enumerate(rows) if "evaluation" not in row}
         found = list_checkpoints(self.store.checkpoints)
         if found:
             first, path = found[-1]
             state = self.policy.restore(path)
             self.sampler.load_state_dict(state["sampler"])
-            self.canary_start = state["extra"].get("canary_start")
+            extra = state["extra"]
+            self.canary_start = extra.get("canary_start")
+            self._keep(first, extra.get("score"))
             self.observer.note(f"loaded the checkpoint of {first} steps")
-        self.store.forget_metrics_from(first)
-        step = first
-        while step < self.config.steps and self.store.committed(step_label(step)):
+            if first - 1 not in place and extra.get("record") is not None:
+                rows.append(extra["record"])
+        for step in range(first, self.config.steps):
+            if not self.store.committed(step_label(step)):
+                break
             clock = PhaseClock()
             with clock("read"):
                 rollouts = self.store.read(step_label(step))
             self.observer.note(f"training step {step} again from its stored rollouts")
             self.learn(step, rollouts, clock, on_policy=True)
-            step += 1
-            # Validation needs the engine, which is given these weights only after the last of these steps.
-            rollouts, trained, totals = self._pending
-            self.log.write(step_record(step - 1, rollouts, trained, totals, clock.seconds, self.counters))
+            if step in place:
+                old = rows[place[step]]
+                record = step_record(step, *self._pending, clock.seconds, {})
+                rows[place[step]] = {**old, **record, "phase_seconds": old["phase_seconds"]}
+            else:
+                self._unfinished = clock
+        else:
+            step = max(first, self.config.steps)
+        self.store.rewrite_metrics(
+            row
+            for row in rows
+            if (self.store.committed(row["evaluation"]) if "evaluation" in row else row["step"] < step)
+        )
         return step
+
+    def _sweep(self) -> None:
+        """Remove what a kill left half-written: checkpoints, and weights in shared memory."""
+        remove_unfinished(self.store.checkpoints)
+        pattern = re.compile(rf"\.?omnigym-{re.escape(self.store.folder.name)}-\d+\.safetensors.*")
+        for path in self.weights_folder.iterdir():
+            if pattern.fullmatch(path.name):
+                path.unlink(missing_ok=True)
 
     def train(self, before: bool = True) -> tuple[list[Rollout], list[Rollout]] | None:
         """The whole run: evaluate, train, evaluate. Returns both evaluations' rollouts."""
         first = self.restore()
         self.sync(first)
+        if self._unfinished is not None:
+            self.finish(first - 1, self._unfinished)
         wanted = bool(self.heldout) and before
         if wanted and first == 0:
             self.evaluate("eval_before", 0, self.config.val.samples)
@@ -278,12 +313,16 @@ class Run:
     def rollouts_only(self) -> None:
         """Collect every step's rollouts with the starting weights; nothing is trained."""
         self.sync(0)
+        logged = {row["step"] for row in self.store.metrics()}
         for step in range(self.config.steps):
-            if self.store.committed(step_label(step)):
-                continue
             clock = PhaseClock()
-            with clock("generate"):
-                rollouts = self.collect(step, self.sampler.next(step))
+            if self.store.committed(step_label(step)):
+                if step in logged:
+                    continue
+                rollouts = self.store.read(step_label(step))
+            else:
+                with clock("generate"):
+                    rollouts = self.collect(step, self.sampler.next(step))
             record = step_record(step, rollouts, {}, {}, clock.seconds, self.counters)
             self.log.write(record)
             self.observer.step(record)
@@ -305,6 +344,8 @@ class Run:
         return step
 
     _pending: tuple[list[Rollout], dict[str, Any], dict[str, int]] = field(init=False, default=([], {}, {}))
+    _unfinished: PhaseClock | None = field(init=False, default=None)
+    """Of the last step trained again, where it has no row yet: it is finished once the engine has its weights."""
 
 
 def plan_rollouts(
@@ -323,66 +364,6 @@ def plan_rollouts(
         for planned in tasks
         for attempt in range(size)
     ]
-
-
-def rollout_key(rollout: Rollout) -> str:
-    """Name of a rollout within its step."""
-    return f"{rollout.group}-a{rollout.attempt:03d}"
-
-
-def outcome(rollout: Rollout) -> Outcome:
-    """What the advantages need of a rollout."""
-    return Outcome(
-        rollout_key(rollout), rollout.group, rollout.reward, rollout.truncated, failed=rollout.failure is not None
-    )
-
-
-def make_batch(rollouts: Sequence[Rollout], advantages: Mapping[str, Advantage]) -> list[TrainSegment]:
-    """Segments of the valid rollouts, each with its rollout's advantage."""
-    return [
-        TrainSegment(
-            segment.token_ids,  # type: ignore[arg-type]  # TrainSegment turns lists into arrays
-            segment.mask,  # type: ignore[arg-type]
-            segment.lp_gen,  # type: ignore[arg-type]
-            advantages[rollout_key(rollout)].value,
-            rollout.environment,
-            rollout_key(rollout),
-            index,
-        )
-        for rollout in rollouts
-        if advantages[rollout_key(rollout)].kind == "valid"
-        for index, segment in enumerate(rollout.segments)
-    ]
-
-
-def keep_books(
-    rollouts: Sequence[Rollout], advantages: Mapping[str, Advantage], trained: Mapping[str, Any]
-) -> dict[str, int]:
-    """Tokens per class, checked against the engine's usage. Raises BooksError that names the rollout."""
-    books = Books()
-    books.add_all(trained["books"])
-    for rollout in rollouts:
-        key, kind = rollout_key(rollout), advantages[rollout_key(rollout)].kind
-        held = sum(segment.sampled for segment in rollout.segments)
-        dropped = rollout.usage.get("dropped_tokens", 0)
-        if kind == "failed":  # its ledger may be lost with the server: the engine's count is all there is
-            books.add(key, "failed", sampled_tokens(rollout))
-            continue
-        if kind != "valid":
-            books.add(key, kind, held)
-        if dropped:
-            books.add(key, "cancelled", dropped)
-    books.check({rollout_key(r): sampled_tokens(r) for r in rollouts}, n=int(trained["n"]))
-    return books.totals()
-
-
-def group_means(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Mean reward of each group over its rollouts that did not fail."""
-    found: dict[str, list[float]] = defaultdict(list)
-    for rollout in rollouts:
-        if rollout.failure is None and rollout.reward is not None:
-            found[rollout.group].append(rollout.reward)
-    return {group: sum(values) / len(values) for group, values in found.items()}
 
 
 def check_complete(plans: Sequence[RolloutPlan], rollouts: Sequence[Rollout], label: str) -> None:

@@ -134,7 +134,10 @@ class MetricsLog:
             except ModuleNotFoundError:
                 raise OmnigymError("wandb: true needs the package: pip install wandb, or set wandb=false") from None
             os.environ.setdefault("WANDB_MODE", "offline")  # a run needs no network; `wandb sync` uploads it later
-            self._wandb = package.init(project="omnigym", name=store.folder.name, dir=str(store.folder))
+            name = store.folder.name
+            self._wandb = package.init(project="omnigym", name=name, id=name, resume="allow", dir=str(store.folder))
+            # Not W&B's own counter: an evaluation after step s is logged before the record of step s, and would silence it.
+            self._wandb.define_metric("*", step_metric="step")
 
     def write(self, record: Mapping[str, Any]) -> None:
         """One record, at its `step`."""
@@ -146,7 +149,7 @@ class MetricsLog:
             self._board.add_scalar(name, value, step)
         self._board.flush()
         if self._wandb is not None:
-            self._wandb.log(numbers, step=step)
+            self._wandb.log({**numbers, "step": step})
 
     def close(self) -> None:
         """Flush and close all of them."""

@@ -1,10 +1,15 @@
-"""`omnigym selfcheck`: the equivalences the trainer rests on, computed on this machine with a tiny model."""
+"""`omnigym selfcheck`: the equivalences the trainer rests on, computed on this machine with a tiny model.
+
+The engine here is a second copy of the model in this process, which is given its weights as vLLM is: as a file. That vLLM itself holds the
+weights is checked by every run, after every sync.
+"""
 
 from __future__ import annotations
 
+import logging
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +17,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import typer
 
+from gym_servers.models.engine import Generation
+from gym_servers.models.ledger import Ledger
+from gym_servers.protocol import Item
+
 if TYPE_CHECKING:
+    from rl_trainer.options import PolicyOptions
     from rl_trainer.packing import TrainSegment
     from rl_trainer.policy import PolicyWorker
 
@@ -45,9 +55,9 @@ def run_selfcheck() -> list[Check]:
             ("packed = padded log-probabilities", lambda: _packed_is_padded(worker, batch)),
             ("packed = split gradients", lambda: _packed_is_split(worker, batch)),
             ("loss = float64 reference", lambda: _loss_is_reference(worker, batch)),
-            ("ids sampled = ids trained", lambda: _ids_are_kept(batch)),
-            ("weights digest after a round trip", lambda: _digest(worker, Path(folder))),
-            ("canary after a reload", lambda: _canary(worker, batch)),
+            ("ids sampled = ids trained", lambda: _ids_are_kept(worker, CopyEngine(options))),
+            ("digest after a sync", lambda: _digest(worker, CopyEngine(options), batch, Path(folder))),
+            ("canary after a sync", lambda: _canary(worker, CopyEngine(options), batch, Path(folder))),
         ]
         results = []
         for name, check in checks:
@@ -131,39 +141,104 @@ def _loss_is_reference(worker: PolicyWorker, batch: list[TrainSegment]) -> Check
     return Check("loss = float64 reference", error < TOLERANCE, f"{mine:.7f}, reference {reference:.7f}")
 
 
-def _ids_are_kept(batch: list[TrainSegment]) -> Check:
-    from rl_trainer.packing import pack
+class CopyEngine:
+    """An inference engine in this process: a copy of the model with weights of its own."""
 
-    packed = pack(batch, range(len(batch)))
-    sampled = [int(t) for segment in batch for t in segment.token_ids[segment.mask == 1]]
-    trained = packed.targets.tolist()
+    def __init__(self, options: PolicyOptions) -> None:
+        from rl_trainer.policy import PolicyWorker
+
+        self.worker = PolicyWorker(0, 1, options)
+
+    def update(self, path: Path) -> str:
+        """Load a weights file; the digest of what was read."""
+        from safetensors.torch import load_file
+
+        from rl_trainer.weights import weights_digest
+
+        tensors = load_file(path)
+        self.worker.load(tensors)
+        return weights_digest(tensors)
+
+    def sample(self, prompt_ids: Sequence[int], count: int, seed: int) -> Generation:
+        """At most `count` tokens after `prompt_ids` at temperature 1."""
+        import torch
+
+        random, ids, logprobs = np.random.default_rng(seed), list(prompt_ids), list[float]()
+        end = self.worker.model.config.eos_token_id
+        while len(logprobs) < count and (not logprobs or ids[-1] != end):
+            with torch.no_grad():
+                logits = self.worker.model(
+                    input_ids=torch.tensor([ids]),
+                    position_ids=torch.arange(len(ids))[None],
+                    trunks=((len(ids), ()),),
+                    use_cache=False,
+                ).logits[0, -1]
+            lp = logits.double().log_softmax(-1).numpy()
+            ids.append(int(random.choice(len(lp), p=np.exp(lp) / np.exp(lp).sum())))
+            logprobs.append(float(lp[ids[-1]]))
+        return Generation(ids[len(prompt_ids) :], logprobs, "stop" if ids[-1] == end else "length", (0,))
+
+
+def _ids_are_kept(worker: PolicyWorker, engine: CopyEngine) -> Check:
+    """Three turns through the ledger: what is packed for training is what was sampled, and its ratio is 1."""
+    from gym_servers.models.template import ChatTemplate
+    from gym_servers.models.transformers_tokenizer import CheckpointTokenizer
+    from rl_trainer.packing import TrainSegment, pack
+
+    tokenizer = CheckpointTokenizer(worker.options.model)
+    template = ChatTemplate(tokenizer.chat_template)
+
+    def render(messages: Sequence[Item], generate: bool, raw: dict[int, str]) -> str:
+        return template.render(messages, None, reasoning=None, generation=generate, raw=raw)
+
+    ledger, messages = Ledger("selfcheck"), list[Item]()
+    sampled, lp_gen = list[int](), list[float]()
+    for turn, question in enumerate(("write 12 words", "and the sea?", "why")):
+        messages.append({"role": "user", "content": question})
+        prompt = ledger.prompt(messages, render, tokenizer)
+        generation = engine.sample(prompt.ids, 12, seed=turn)
+        raw = tokenizer.decode(generation.token_ids).removesuffix(tokenizer.end_token)
+        answer: Item = {"role": "assistant", "content": raw}
+        ledger.record(messages, answer, prompt, raw, generation)
+        messages.append(answer)
+        sampled += generation.token_ids
+        lp_gen += generation.logprobs
+    segments = [
+        TrainSegment(s.token_ids, s.mask, s.lp_gen, 1.0, "selfcheck", "rollout", k)  # type: ignore[arg-type]
+        for k, s in enumerate(ledger.export().segments)
+    ]
+    packed = pack(segments, range(len(segments)))
     predicted = packed.ids[0, packed.source + 1].tolist()
-    return Check("ids sampled = ids trained", sampled == trained == predicted, f"{len(sampled)} tokens")
+    lp = [value for s in segments for value in np.array(worker.score([s.token_ids.tolist()])[0])[s.mask[1:] == 1]]
+    worst = max(abs(mine - theirs) for mine, theirs in zip(lp, lp_gen, strict=True))
+    return Check(
+        "ids sampled = ids trained",
+        sampled == packed.targets.tolist() == predicted and worst < 10 * TOLERANCE,
+        f"{len(sampled)} tokens of 3 turns in {len(segments)} segment(s), largest |lp - lp_gen| {worst:.1e}",
+    )
 
 
-def _digest(worker: PolicyWorker, folder: Path) -> Check:
-    from safetensors.torch import load_file
+def _digest(worker: PolicyWorker, engine: CopyEngine, batch: list[TrainSegment], folder: Path) -> Check:
+    """Changes are noticed too: the digest after one more step is another."""
+    sent = worker.export(folder / "first.safetensors", "float32")
+    received = engine.update(folder / "first.safetensors")
+    worker.train_step(batch, 0)
+    later = worker.export(folder / "second.safetensors", "float32")
+    return Check("digest after a sync", sent == received != later, f"sent and received {sent[:16]}")
 
-    from rl_trainer.weights import weights_digest
 
-    sent = worker.export(folder / "weights.safetensors")
-    received = weights_digest(load_file(folder / "weights.safetensors"))
-    return Check("weights digest after a round trip", sent == received, sent[:16])
-
-
-def _canary(worker: PolicyWorker, batch: list[TrainSegment]) -> Check:
-    """After a training step the exported weights, loaded elsewhere, score as the trainer does; the old ones do not."""
-    from rl_trainer.policy import PolicyWorker
+def _canary(worker: PolicyWorker, engine: CopyEngine, batch: list[TrainSegment], folder: Path) -> Check:
+    """After a training step the synced engine scores as the trainer does; with the old weights it did not."""
     from rl_trainer.weights import mean_difference
 
     sequences = [segment.token_ids.tolist() for segment in batch]
     worker.train_step(batch, 0)
-    other = PolicyWorker(0, 1, worker.options)
-    stale = mean_difference(worker.score(sequences), other.score(sequences))
-    other.load(worker.weights())
-    fresh = mean_difference(worker.score(sequences), other.score(sequences))
+    stale = mean_difference(worker.score(sequences), engine.worker.score(sequences))
+    worker.export(folder / "weights.safetensors", "float32")
+    engine.update(folder / "weights.safetensors")
+    fresh = mean_difference(worker.score(sequences), engine.worker.score(sequences))
     return Check(
-        "canary after a reload", fresh < TOLERANCE < stale, f"mean |dlp| {fresh:.1e}, before the reload {stale:.1e}"
+        "canary after a sync", fresh < TOLERANCE < stale, f"mean |dlp| {fresh:.1e}, before the sync {stale:.1e}"
     )
 
 
@@ -175,9 +250,14 @@ def register(app: typer.Typer) -> None:
         """Check on this machine that the trainer computes what it says (a tiny model, about 20 seconds)."""
         from rich.console import Console
         from rich.table import Table
+        from transformers.utils import logging as model_logging
 
+        model_logging.disable_progress_bar()
+        logging.getLogger("rl_trainer").setLevel(
+            logging.ERROR
+        )  # made-up data trips the importance warning, as it should
         checks = run_selfcheck()
-        table = Table(title="omnigym selfcheck")
+        table = Table(title="omnigym selfcheck", caption="engine: a second copy of the model in this process")
         for column in ("check", "result", "measured"):
             table.add_column(column)
         for check in checks:

@@ -10,96 +10,21 @@ Under Ray only the policy workers are actors; servers belong to the driver, on t
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import ctypes
 import json
 import os
 import secrets
-import signal
-import subprocess
-import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
-from gym_servers.protocol import OmnigymError, Rollout
+from gym_servers.hosts.local import LOOPBACK, LocalHost
+from gym_servers.protocol import Rollout
 from gym_servers.rollouts import Collector, RolloutRequest
 from rl_trainer.config import RunConfig
 from rl_trainer.loop import RolloutPlan, RunStopped
-
-_LIBC = ctypes.CDLL(None)
-_PR_SET_PDEATHSIG = 1
-_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-STOP_SECONDS = 15.0
-
-
-class ServerDied(OmnigymError):
-    """A process that the run needs is gone; names it and shows the end of its log."""
-
-
-def _die_with_parent() -> None:
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-class ServerProcess:
-    """A server of the run: the first line of its standard output is its address, the rest is in its log."""
-
-    def __init__(self, name: str, command: list[str], log: Path, environment: dict[str, str]) -> None:
-        self.name, self.log = name, log
-        log.parent.mkdir(parents=True, exist_ok=True)
-        self._out = log.with_suffix(".out")
-        with log.open("wb") as errors, self._out.open("wb") as out:
-            self.process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=errors,
-                env={**os.environ, **environment},
-                start_new_session=True,  # a Ctrl-C is this process's to handle
-                preexec_fn=_die_with_parent,
-            )
-        self.url = ""
-
-    def tail(self) -> str:
-        """The end of its log."""
-        lines = self.log.read_text(errors="replace").strip().splitlines()
-        return " | ".join(lines[-3:]) or "(its log is empty)"
-
-    def check(self) -> None:
-        """Raises ServerDied."""
-        code = self.process.poll()
-        if code is not None:
-            how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
-            raise ServerDied(f"{self.name} {how}; {self.log} ends: {self.tail()}")
-
-    def wait_ready(self, seconds: float) -> str:
-        """Its address, once /readyz answers. Raises ServerDied where it died or took too long."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            self.check()
-            lines = self._out.read_text(errors="replace").splitlines()
-            address = next((line for line in lines if line.startswith("http://")), "")
-            if address:
-                with contextlib.suppress(OSError), _OPENER.open(f"{address}/readyz", timeout=5):
-                    self.url = address
-                    return address
-            time.sleep(0.1)
-        raise ServerDied(f"{self.name} was not ready within {seconds:g} s; {self.log} ends: {self.tail()}")
-
-    def stop(self) -> None:
-        """End it and everything in its process group."""
-        with contextlib.suppress(ProcessLookupError):
-            self.process.terminate()
-        try:
-            self.process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            pass
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
 
 
 class HttpGeneration:
@@ -113,10 +38,10 @@ class HttpGeneration:
         model_url: str,
         token: str | None,
         secret: str,
-        processes: Sequence[ServerProcess] = (),
+        host: LocalHost,
     ) -> None:
         self.config, self.run, self.model_url, self.token = config, run, model_url, token
-        self.environments, self.secret, self.processes = environments, secret, processes
+        self.environments, self.secret, self.host = environments, secret, host
 
     def collect(self, plans: Sequence[RolloutPlan], on_done: Callable[[Rollout], None]) -> None:
         """See rl_trainer/loop.py."""
@@ -150,24 +75,17 @@ class HttpGeneration:
             async for rollout in collector.collect(requests):
                 on_done(rollout)
 
-        collecting, watching = asyncio.create_task(gather()), asyncio.create_task(self._watch())
+        collecting, watching = asyncio.create_task(gather()), asyncio.create_task(self.host.watch())
         try:
             done, _ = await asyncio.wait({collecting, watching}, return_when=asyncio.FIRST_COMPLETED)
             # Failures that a dying server causes may end the collection before the watcher looks: name the server first.
-            for process in self.processes:
-                process.check()
+            self.host.check()
             for task in done:
                 task.result()
         finally:
             for task in (collecting, watching):
                 task.cancel()
             await asyncio.gather(collecting, watching, return_exceptions=True)
-
-    async def _watch(self) -> None:
-        while True:
-            for process in self.processes:
-                process.check()
-            await asyncio.sleep(0.5)
 
     def update_weights(self, path: Path, digest: str, version: int) -> str:
         """See rl_trainer/loop.py; the digest is the one that the engine computed from what it received."""
@@ -190,15 +108,14 @@ class HttpGeneration:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(url, data, headers)
         try:
-            with _OPENER.open(request, timeout=self.config.no_progress_seconds) as reply:
+            with LOOPBACK.open(request, timeout=self.config.no_progress_seconds) as reply:
                 answer: dict[str, Any] = json.loads(reply.read())
                 return answer
         except urllib.error.HTTPError as error:
             detail = error.read(2000).decode(errors="replace")
             raise RunStopped(f"the model server refused /admin/{call}: {error.code} {detail}") from None
         except (OSError, ValueError) as error:
-            for process in self.processes:
-                process.check()
+            self.host.check()
             raise RunStopped(f"the model server did not answer /admin/{call}: {error}") from None
 
 
@@ -208,15 +125,16 @@ class Services:
     def __init__(self, config: RunConfig, run_folder: Path) -> None:
         self.config, self.folder = config, run_folder
         self.token, self.secret = secrets.token_urlsafe(24), secrets.token_urlsafe(24)
-        self.processes: list[ServerProcess] = []
+        self.host = LocalHost(run_folder / "logs")
         self._ray = False
 
     def __enter__(self) -> Services:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        for process in reversed(self.processes):
-            process.stop()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.host.__exit__(kind, error, trace)
         if self._ray:
             import ray
 
@@ -225,12 +143,7 @@ class Services:
     def start_servers(self, model: Path) -> None:
         """Start the environment servers and the model server side by side; `generation` waits for them."""
         config = self.config
-        python = [sys.executable, "-c", "from gym_servers.cli import main; main()"]
-        self._start(
-            "the environment server",
-            [*python, "env", "serve", *config.environments, "--port", "0"],
-            {"OMNIGYM_TOKEN": self.token, "OMP_NUM_THREADS": "1"},
-        )
+        self.host.start_environments(config.environments, self.token)
         settings = {
             "model": str(model),
             "dtype": config.engine.dtype,
@@ -242,28 +155,19 @@ class Services:
             "token": self.token,
             "secret": self.secret,
         }
-        self._start(
-            "the model server",
-            [sys.executable, "-m", "gym_servers.models.vllm", "--settings", json.dumps(settings)],
-            {"OMP_NUM_THREADS": str(config.engine.threads)},
-        )
-
-    def _start(self, name: str, command: list[str], environment: dict[str, str]) -> None:
-        log = self.folder / "logs" / f"{name.removeprefix('the ').replace(' ', '_')}.log"
-        self.processes.append(ServerProcess(name, command, log, environment))
+        self.host.start_model(settings, config.engine.threads)
 
     def generation(self) -> HttpGeneration:
         """Rollouts from the servers, once they are ready."""
-        seconds = self.config.engine.start_seconds
-        urls = [process.wait_ready(seconds) for process in self.processes]
+        environments, model = (server.wait_ready(self.config.engine.start_seconds) for server in self.host.servers)
         return HttpGeneration(
             self.config,
             self.folder.name,
-            {name: f"{urls[0]}/{name}" for name in self.config.environments},
-            urls[1],
+            {name: f"{environments}/{name}" for name in self.config.environments},
+            model,
             self.token,
             self.secret,
-            self.processes,
+            self.host,
         )
 
     def start_ray(self) -> None:

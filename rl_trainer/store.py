@@ -15,11 +15,12 @@ back bit for bit.
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -159,7 +160,7 @@ class RunStore:
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
-        line = orjson.dumps(record, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY) + b"\n"
+        line = _line(record)
         try:
             with self.metrics_file.open("ab") as file:
                 file.write(line)
@@ -182,11 +183,21 @@ class RunStore:
             if isinstance(record, dict):
                 yield record
 
-    def forget_metrics_from(self, step: int) -> None:
-        """Drop records of steps that will be trained again, so that each step stands once."""
-        kept = [record for record in self.metrics() if record.get("step", -1) < step]
-        body = b"".join(orjson.dumps(record, option=orjson.OPT_NON_STR_KEYS) + b"\n" for record in kept)
-        write_whole(self.metrics_file, body)
+    def rewrite_metrics(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Put `rows` in place of all of metrics.jsonl."""
+        write_whole(self.metrics_file, b"".join(_line(row) for row in rows))
+
+    def lock(self) -> None:
+        """Hold this folder until the process ends, however it ends. Raises StoreError where another process holds it."""
+        self._lock = (self.folder / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreError(f"the run in {self.folder} is going on in another process: stop that one first") from None
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    return orjson.dumps(record, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY) + b"\n"
 
 
 def read_rollouts(folder: Path, label: str) -> list[Rollout]:

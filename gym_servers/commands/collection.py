@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import secrets
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -134,8 +133,7 @@ class Stage:
         if not is_url(self.model):
             secret = secrets.token_urlsafe(24)
             settings = {**self.engine, "model": self.model, "token": self.token, "secret": secret}
-            command = [sys.executable, "-m", "gym_servers.models.vllm", "--settings", json.dumps(settings)]
-            model = self.host.start("the model server", command)
+            model = self.host.start_model(settings, int(self.engine.get("threads", 2)))
         urls = dict(self.urls)
         if environments is not None:
             base = environments.wait_ready()

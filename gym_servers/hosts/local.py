@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import json
 import os
 import signal
 import subprocess
@@ -21,12 +22,14 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from gym_servers.protocol import OmnigymError
 
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
-_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback never goes through a proxy
+LOOPBACK = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Opens addresses of this machine: they never go through a proxy."""
 
 
 class ServerDied(OmnigymError):
@@ -38,35 +41,46 @@ def _end_with_parent() -> None:
 
 
 class LocalServer:
-    """One server process. variables: added to its environment (its token travels there, never on the command line)."""
+    """One server process. variables: added to its environment (its token travels there, never on the command line).
 
-    def __init__(self, name: str, command: Sequence[str], variables: Mapping[str, str] | None = None) -> None:
+    log: where its log stays; without one it goes when the server is stopped.
+    """
+
+    def __init__(
+        self, name: str, command: Sequence[str], variables: Mapping[str, str] | None = None, log: Path | None = None
+    ) -> None:
         self.name = name
         self.url = ""
-        self._folder = tempfile.TemporaryDirectory(prefix="omnigym-server-")
-        self._out, self._log = Path(self._folder.name) / "out", Path(self._folder.name) / "log"
-        with self._out.open("wb") as out, self._log.open("wb") as log:
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        if log is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="omnigym-server-")
+            log = Path(self._folder.name) / "server.log"
+        self._log = log
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        self._out = self._log.with_suffix(".out")
+        with self._out.open("wb") as out, self._log.open("wb") as errors:
             self.process = subprocess.Popen(
                 list(command),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
-                stderr=log,
+                stderr=errors,
                 env={**os.environ, **(variables or {})},
                 start_new_session=True,  # Ctrl-C is this process's to handle
                 preexec_fn=_end_with_parent,
             )
 
     def log_tail(self) -> str:
-        """The last lines of its log, as one."""
+        """Where its log is, if it stays, and its last lines as one."""
         lines = self._log.read_text(errors="replace").strip().splitlines() if self._log.exists() else []
-        return " | ".join(lines[-3:]) or "(nothing in its log)"
+        where = "its log" if self._folder is not None else str(self._log)
+        return f"{where} ends: {' | '.join(lines[-3:]) or '(nothing)'}"
 
     def check(self) -> None:
         """Raises ServerDied."""
         code = self.process.poll()
         if code is not None:
             how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
-            raise ServerDied(f"{self.name} {how}; its log ends: {self.log_tail()}")
+            raise ServerDied(f"{self.name} {how}; {self.log_tail()}")
 
     def wait_ready(self, seconds: float = 120.0) -> str:
         """Its address, once /readyz answers 200. Raises ServerDied."""
@@ -76,11 +90,11 @@ class LocalServer:
             lines = self._out.read_text(errors="replace").split("\n")[:-1]
             address = next((line.strip() for line in lines if line.startswith("http://")), "")
             if address:
-                with contextlib.suppress(OSError), _DIRECT.open(f"{address}/readyz", timeout=5):
+                with contextlib.suppress(OSError), LOOPBACK.open(f"{address}/readyz", timeout=5):
                     self.url = address
                     return address
             time.sleep(0.05)
-        raise ServerDied(f"{self.name} was not ready within {seconds:g} s; its log ends: {self.log_tail()}")
+        raise ServerDied(f"{self.name} was not ready within {seconds:g} s; {self.log_tail()}")
 
     def stop(self, seconds: float = 10.0) -> None:
         """Let it drain, then kill its process group. Idempotent."""
@@ -92,14 +106,16 @@ class LocalServer:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        self._folder.cleanup()
+        if self._folder is not None:
+            self._folder.cleanup()
 
 
 class LocalHost:
-    """Servers of one command: a context that ends all of them in whichever way it is left."""
+    """Servers of one command: a context that ends all of them in whichever way it is left. logs: folder that keeps theirs."""
 
-    def __init__(self) -> None:
+    def __init__(self, logs: Path | None = None) -> None:
         self.servers: list[LocalServer] = []
+        self.logs = logs
 
     def __enter__(self) -> LocalHost:
         return self
@@ -112,7 +128,8 @@ class LocalHost:
 
     def start(self, name: str, command: Sequence[str], variables: Mapping[str, str] | None = None) -> LocalServer:
         """Start a server; it is not waited for."""
-        server = LocalServer(name, command, variables)
+        log = None if self.logs is None else self.logs / f"{name.removeprefix('the ').replace(' ', '_')}.log"
+        server = LocalServer(name, command, variables, log)
         self.servers.append(server)
         return server
 
@@ -121,6 +138,11 @@ class LocalHost:
         python = [sys.executable, "-c", "from gym_servers.cli import main; main()"]
         variables = {"OMNIGYM_TOKEN": token, "OMP_NUM_THREADS": "1"}
         return self.start("the environment server", [*python, "env", "serve", *names, "--port", "0"], variables)
+
+    def start_model(self, settings: Mapping[str, Any], threads: int) -> LocalServer:
+        """The model server over vLLM, with `settings` of gym_servers.models.vllm."""
+        command = [sys.executable, "-m", "gym_servers.models.vllm", "--settings", json.dumps(settings)]
+        return self.start("the model server", command, {"OMP_NUM_THREADS": str(threads)})
 
     def check(self) -> None:
         """Raises ServerDied for the first that is gone."""

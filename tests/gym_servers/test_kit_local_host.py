@@ -69,6 +69,14 @@ def test_a_server_that_cannot_start_shows_the_end_of_its_log() -> None:
             server.wait_ready(30)
 
 
+def test_a_log_that_is_asked_for_stays_and_is_named(tmp_path: Path) -> None:
+    with LocalHost(tmp_path / "logs") as host:
+        server = host.start("the toy server", [sys.executable, "-c", "raise SystemExit('no such port')"])
+        with pytest.raises(ServerDied, match=r"status 1; \S+/logs/toy_server\.log ends: no such port"):
+            server.wait_ready(30)
+    assert (tmp_path / "logs" / "toy_server.log").read_text() == "no such port\n"
+
+
 def test_a_server_that_never_answers_is_an_error_not_a_hang() -> None:
     with LocalHost() as host:
         server = host.start("the toy", [sys.executable, "-c", "import time; time.sleep(60)"])

@@ -78,3 +78,10 @@ def test_close_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     pool.close()
     time.sleep(0.05)
     assert not psutil.pid_exists(pid)
+
+
+def test_a_fresh_worker_has_served_no_call(pool: WorkerPool) -> None:
+    """A second try must not meet what the first left in the worker's memory."""
+
+    first, again, fresh = (pool.run_sync("os:getpid", (), fresh=fresh, **LIMITS) for fresh in (False, False, True))
+    assert first == again != fresh

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from gym_servers.protocol import Failure, Rollout, Segment
 from rl_trainer.actors import local_policy
@@ -158,3 +159,28 @@ def make_run(
 def broken(rollout: Rollout, kind: str = "timeout") -> None:
     rollout.failure = Failure(kind=kind, message="no answer")  # type: ignore[arg-type]
     rollout.reward = None
+
+
+def write_config(folder: Path, model: Path, **values: Any) -> Path:
+    """A short run on a real environment, as a file for `omnigym train`."""
+    tree: dict[str, Any] = {
+        "name": "tiny",
+        "runs_folder": str(folder / "runs"),
+        "model": str(model),
+        "steps": 3,
+        "tasks_per_step": 2,
+        "group_size": 4,
+        "mixture": {"competition_math": 1},
+        "tasks": {"competition_math": {"n": 20}},
+        "sampling": {"max_tokens": 24},
+        "algorithm": {"overlong_filtering": False},
+        "optimizer": {"lr": 1e-3, "warmup_steps": 0},
+        "policy": {"dtype": "float32", "device": "cpu", "threads": 1},
+        "engine": {"dtype": "float32", "threads": 1, "kv_gib": 1, "max_model_len": 1500},
+        "checkpoint": {"every": 2},
+        "val": {"tasks": 0},
+        "ray": {"enabled": False},
+    }
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump({**tree, **values}))
+    return path

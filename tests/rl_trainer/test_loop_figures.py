@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import re
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ from rich.console import Console
 
 from gym_servers.protocol import Failure, OmnigymError, Rollout, Segment
 from rl_trainer.evaluation import evaluate, paired_difference, summarize, summary_table, task_means
-from rl_trainer.metrics import flatten, generation_entropy, rollout_figures, step_record
+from rl_trainer.metrics import MetricsLog, flatten, generation_entropy, rollout_figures, step_record
 from rl_trainer.progress import Progress, duration
 from rl_trainer.report import build_report, svg, write_summary
 from rl_trainer.store import RunStore
@@ -57,6 +60,20 @@ def test_figures_by_hand() -> None:
     assert generation_entropy(MANY) == 0.5
 
 
+def test_segments_breaks_and_failures_are_counted_by_kind() -> None:
+    def segment(reason: str) -> Segment:
+        return Segment(token_ids=[1, 2], mask=[0, 1], lp_gen=[0.0, -1.0], break_reason=reason)
+
+    three, two, one, crashed, late = (roll("a", reward) for reward in (1.0, 0.0, 0.0, None, None))
+    three.segments = [segment(""), segment("template_changed_past"), segment("branch")]
+    two.segments = [segment(""), segment("branch")]
+    crashed.failure = Failure(kind="verifier_crash", message="x")
+    f = rollout_figures([three, two, one, crashed, late])
+    assert f["segments_per_rollout"] == 2.0
+    assert (f["break_branch"], f["break_template_changed_past"]) == (2, 1)
+    assert (f["failures"], f["failures_verifier_crash"], f["failures_timeout"]) == (2, 1, 1)
+
+
 def test_a_failed_rollout_moves_no_figure() -> None:
     with_failure, without = rollout_figures(MANY), rollout_figures(MANY[:-1])
     for key in ("reward_mean", "pass_rate", "length_mean", "truncation", "distinct", "zero_spread"):
@@ -97,6 +114,57 @@ def test_summary_has_the_promised_form() -> None:
 
 def test_flatten_leaves_nan_out() -> None:
     assert dict(flatten({"a": {"b": 1, "c": math.nan}, "d": 2.5, "e": "text"})) == {"a/b": 1.0, "d": 2.5}
+
+
+class Wandb(types.ModuleType):
+    """The package's calls that a run makes."""
+
+    def __init__(self) -> None:
+        super().__init__("wandb")
+        self.calls: list[tuple[str, Any]] = []
+
+    def init(self, **options: Any) -> Wandb:
+        self.calls.append(("init", options))
+        return self
+
+    def define_metric(self, name: str, step_metric: str) -> None:
+        self.calls.append(("define_metric", (name, step_metric)))
+
+    def log(self, numbers: dict[str, float]) -> None:
+        self.calls.append(("log", numbers))
+
+    def finish(self) -> None:
+        self.calls.append(("finish", None))
+
+
+def test_wandb_gets_the_same_numbers_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB_MODE", "")  # so that what the log sets is undone after the test
+    monkeypatch.delenv("WANDB_MODE")
+    package = Wandb()
+    monkeypatch.setitem(sys.modules, "wandb", package)
+    store = RunStore.create(tmp_path, "demo", "name: demo\n")
+    log = MetricsLog(store, wandb=True)
+    assert os.environ["WANDB_MODE"] == "offline"
+    log.write({"step": 2, "evaluation": "eval_000002", "environments": {"e": {"pass_rate": 0.5}}})
+    log.write({"step": 1, "loss": 0.25, "environments": {"e": {"reward_mean": math.nan}}})
+    log.close()
+    name = store.folder.name
+    options = {"project": "omnigym", "name": name, "id": name, "resume": "allow", "dir": str(store.folder)}
+    assert package.calls == [
+        ("init", options),
+        ("define_metric", ("*", "step")),  # steps go back after an evaluation, which W&B's own counter would drop
+        ("log", {"evaluation/eval_000002/environments/e/pass_rate": 0.5, "step": 2}),
+        ("log", {"loss": 0.25, "step": 1}),
+        ("finish", None),
+    ]
+    assert [row["step"] for row in store.metrics()] == [2, 1] and list((store.folder / "tensorboard").iterdir())
+
+
+def test_without_the_package_wandb_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(OmnigymError, match="wandb: true needs the package: pip install wandb, or set wandb=false"):
+        MetricsLog(RunStore.create(tmp_path, "demo", "name: demo\n"), wandb=True)
 
 
 def record(step: int) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from loop_world import Quiet, broken, make_run, small_config
 
 from gym_servers.protocol import Rollout
 from rl_trainer.books import BooksError
-from rl_trainer.checkpoint import list_checkpoints
+from rl_trainer.checkpoint import CheckpointError, list_checkpoints
 from rl_trainer.config import ConfigError
 from rl_trainer.evaluation import summarize
 from rl_trainer.loop import Run, RunStopped
@@ -51,7 +53,15 @@ def test_a_run_learns_and_writes_everything(model: Path, tmp_path: Path) -> None
     assert all(r["abs_delta"] < 1e-4 for r in records)  # the sampler's log-probabilities are the trainer's
     assert all(sum(r["books"].values()) == r["sampled_tokens"] for r in records)
     assert records[0]["books"]["trained"] + records[0]["books"]["zero_advantage"] == 4 * 6 * 8
-    assert {"generate", "train", "sync"} <= set(records[0]["phase_seconds"])
+    assert {"generate", "advantages", "train", "sync"} <= set(records[0]["phase_seconds"])
+    assert "checkpoint" in records[2]["phase_seconds"]
+    wanted = "reward_mean reward_std zero_spread pass_rate length_mean length_p95 truncation failures entropy "
+    wanted += "loss_token_share token_masked_fraction sequence_masked_fraction w_mean w_max kl_gen_train exp_abs_delta "
+    wanted += "segments_per_rollout"
+    for row in records:
+        assert {"grad_norm", "lr", "canary", "tokens_per_second"} <= set(row)
+        for figures in row["environments"].values():
+            assert set(wanted.split()) <= set(figures)
     summary = summarize(*result, seconds=1.0, peak_rss_mb=1.0)
     assert summary["environments"]["a"]["before"]["n"] == 2 * 2
     evaluations = [r["evaluation"] for r in run.store.metrics() if "evaluation" in r]
@@ -205,6 +215,31 @@ def test_rollouts_that_are_lost_or_doubled_are_noticed(model: Path, tmp_path: Pa
     world.collect = lambda plans, on_done: whole(plans[1:], on_done)  # type: ignore[method-assign]
     with pytest.raises(RunStopped, match=r"missing: \['s000000-g0000-a000'\]"):
         run.train()
+
+
+def test_a_full_disk_at_a_checkpoint_stops_the_run_which_then_goes_on(model: Path, tmp_path: Path) -> None:
+    """A small tmpfs where one may be mounted. What was there stays; with room again the run ends as an undisturbed one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)]).returncode:
+        pytest.skip("no tmpfs may be mounted here; the same with a file size limit is in test_train_storage.py")
+    try:
+        config = small_config(model, disk, steps=3, checkpoint={"every": 1, "keep_last": 1})
+        store = RunStore.create(disk, "tiny", config.to_yaml())
+        run, _ = make_run(config, model, store)
+        with pytest.raises(
+            CheckpointError, match=r"could not write the checkpoint of step \d .*MiB are free.*then resume"
+        ):
+            run.train()
+        intact = list_checkpoints(store.checkpoints)
+        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+        resumed, _ = make_run(config, model, RunStore.open(store.folder))
+        resumed.train()
+        whole, _ = make_run(small_config(model, tmp_path, steps=3), model)
+        whole.train()
+        assert len(intact) == 1 and digest(resumed) == digest(whole)
+    finally:
+        subprocess.run(["umount", "-l", str(disk)])
 
 
 def test_rollouts_only_and_from_rollouts(model: Path, tmp_path: Path) -> None:

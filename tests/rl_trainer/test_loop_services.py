@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
+import random
 import signal
-import subprocess
-import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,28 +20,15 @@ import psutil
 import pytest
 import uvicorn
 
+from gym_servers.hosts.local import LOOPBACK, LocalHost, ServerDied
 from gym_servers.models.app import ModelSettings, build_model_server
-from gym_servers.models.engine import EngineState, Generation, Sampling
+from gym_servers.models.engine import EngineState, FinishReason, Generation, Sampling
 from gym_servers.protocol import OmnigymError, Rollout
+from gym_servers.signing import sign_rollout_id
 from rl_trainer.config import RunConfig
 from rl_trainer.loop import RunStopped, plan_rollouts
 from rl_trainer.sampler import LoadedTask, PlannedTask
-from rl_trainer.services import HttpGeneration, ServerDied, ServerProcess, Services
-
-READY = """
-import http.server, sys
-class H(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200); self.end_headers()
-    def log_message(self, *a): pass
-s = http.server.ThreadingHTTPServer(("127.0.0.1", 0), H)
-print(f"http://127.0.0.1:{s.server_port}", flush=True)
-s.serve_forever()
-"""
-
-
-def start(folder: Path, code: str, name: str = "the toy server") -> ServerProcess:
-    return ServerProcess(name, [sys.executable, "-c", code], folder / "logs" / "toy.log", {"TOY": "1"})
+from rl_trainer.services import HttpGeneration, Services
 
 
 def gone(pid: int, seconds: float = 10) -> bool:
@@ -52,53 +41,6 @@ def gone(pid: int, seconds: float = 10) -> bool:
             return True
         time.sleep(0.05)
     return False
-
-
-def test_a_server_that_ends_is_named_with_its_log(tmp_path: Path) -> None:
-    process = start(tmp_path, "import sys; sys.exit('the port is taken')")
-    with pytest.raises(ServerDied, match=r"the toy server ended with status 1; .*toy\.log ends: the port is taken"):
-        process.wait_ready(20)
-
-
-def test_a_server_that_never_gets_ready_is_named(tmp_path: Path) -> None:
-    process = start(tmp_path, "import time; time.sleep(60)")
-    with pytest.raises(ServerDied, match=r"the toy server was not ready within 0\.5 s"):
-        process.wait_ready(0.5)
-    process.stop()
-    assert gone(process.process.pid)
-
-
-def test_a_killed_server_is_noticed(tmp_path: Path) -> None:
-    process = start(tmp_path, READY)
-    process.wait_ready(20)
-    process.check()
-    os.kill(process.process.pid, signal.SIGKILL)
-    process.process.wait()
-    with pytest.raises(ServerDied, match="was killed by signal 9"):
-        process.check()
-
-
-def test_stop_ends_what_the_server_started_too(tmp_path: Path) -> None:
-    child = "import subprocess, sys; p = subprocess.Popen(['sleep', '60']); print(p.pid, file=sys.stderr, flush=True)\n"
-    process = start(tmp_path, child + READY)
-    process.wait_ready(20)
-    pid = int(process.log.read_text().split()[0])
-    process.stop()
-    assert gone(pid) and gone(process.process.pid)
-
-
-def test_servers_die_with_a_run_that_is_killed(tmp_path: Path) -> None:
-    code = (
-        "import sys, time; from pathlib import Path; from rl_trainer.services import ServerProcess\n"
-        f"p = ServerProcess('toy', [sys.executable, '-c', {READY!r}], Path({str(tmp_path)!r}) / 'x.log', {{}})\n"
-        "p.wait_ready(20); print(p.process.pid, flush=True); time.sleep(60)"
-    )
-    run = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert run.stdout is not None
-    pid = int(run.stdout.readline())
-    run.kill()
-    run.wait()
-    assert gone(pid)
 
 
 class Letters:
@@ -123,20 +65,29 @@ class Answers:
         self.state = EngineState("letters", "float32")
         self.tokenizer = Letters()
         self.text, self.seconds, self.failures = "\\boxed{4}", 0.0, 0
+        self.reason: FinishReason = "stop"
+        self.running: dict[str, asyncio.Event] = {}
         self.seeds: list[int] = []
         self.samplings: list[Sampling] = []
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling, seed: int, request_id: str) -> Generation:
         self.seeds.append(seed)
         self.samplings.append(sampling)
-        await asyncio.sleep(self.seconds)
+        version = self.state.weight_version
+        ended = self.running[request_id] = asyncio.Event()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(ended.wait(), self.seconds)
+        del self.running[request_id]
+        assert version == self.state.weight_version, "the weights changed inside this call"
         ids = [ord(c) for c in self.text] + [3]
-        if self.failures:
-            self.failures -= 1
+        if self.failures or ended.is_set():
+            self.failures = max(0, self.failures - 1)
             return Generation(ids, [-1.0] * len(ids), "abort", (self.state.weight_version,))
-        return Generation(ids, [-1.0] * len(ids), "stop", (self.state.weight_version,))
+        return Generation(ids, [-1.0] * len(ids), self.reason, (self.state.weight_version,))
 
-    async def abort(self, request_ids: Sequence[str]) -> None: ...
+    async def abort(self, request_ids: Sequence[str]) -> None:
+        for request_id in set(request_ids) & set(self.running):
+            self.running[request_id].set()
 
     async def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         return [[-1.0] * (len(ids) - 1) for ids in sequences]
@@ -150,21 +101,14 @@ class Answers:
 
 
 @pytest.fixture(scope="module")
-def environments(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    code = "from gym_servers.cli import main; main()"
-    process = ServerProcess(
-        "the environment server",
-        [sys.executable, "-c", code, "env", "serve", "competition_math", "--port", "0", "--workers", "1"],
-        tmp_path_factory.mktemp("logs") / "env.log",
-        {"OMNIGYM_TOKEN": "t"},
-    )
-    process.wait_ready(60)
-    yield process
-    process.stop()
+def environments() -> Iterator[LocalHost]:
+    with LocalHost() as host:
+        host.start_environments(["competition_math"], "t").wait_ready(60)
+        yield host
 
 
 @contextlib.contextmanager
-def world(environments: ServerProcess, **values: Any) -> Iterator[tuple[Answers, HttpGeneration]]:
+def world(environments: LocalHost, **values: Any) -> Iterator[tuple[Answers, HttpGeneration]]:
     engine = Answers()
     from gym_servers.base import ServerSettings
 
@@ -176,8 +120,8 @@ def world(environments: ServerProcess, **values: Any) -> Iterator[tuple[Answers,
         time.sleep(0.01)
     url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     config = RunConfig.model_validate({"model": "m", "steps": 1, "mixture": {"competition_math": 1}, **values})
-    urls = {"competition_math": f"{environments.url}/competition_math"}
-    yield engine, HttpGeneration(config, "run", urls, url, "t", "s", [environments])
+    urls = {"competition_math": f"{environments.servers[0].url}/competition_math"}
+    yield engine, HttpGeneration(config, "run", urls, url, "t", "s", environments)
     server.should_exit = server.force_exit = True
     thread.join()
 
@@ -194,7 +138,7 @@ def collect(generation: HttpGeneration, wanted: list[Any]) -> list[Rollout]:
     return sorted(done, key=lambda r: (r.group, r.attempt))
 
 
-def test_rollouts_come_back_as_planned_with_their_tokens(environments: ServerProcess) -> None:
+def test_rollouts_come_back_as_planned_with_their_tokens(environments: LocalHost) -> None:
     with world(environments, sampling={"temperature": 0.7, "max_tokens": 33}) as (engine, generation):
         wanted = plans()
         done = collect(generation, wanted)
@@ -208,7 +152,7 @@ def test_rollouts_come_back_as_planned_with_their_tokens(environments: ServerPro
         assert done[0].usage["dropped_tokens"] == 0
 
 
-def test_the_verdict_is_on_this_output_never_on_an_earlier_one(environments: ServerProcess) -> None:
+def test_the_verdict_is_on_this_output_never_on_an_earlier_one(environments: LocalHost) -> None:
     """A step that is sampled again at the same servers has the same groups, attempts and seeds, but may have other texts."""
     with world(environments) as (engine, generation):
         assert [r.reward for r in collect(generation, plans())] == [1.0] * 6
@@ -216,7 +160,7 @@ def test_the_verdict_is_on_this_output_never_on_an_earlier_one(environments: Ser
         assert [r.reward for r in collect(generation, plans())] == [0.0] * 6
 
 
-def test_tokens_of_abandoned_attempts_are_dropped_not_lost(environments: ServerProcess) -> None:
+def test_tokens_of_abandoned_attempts_are_dropped_not_lost(environments: LocalHost) -> None:
     with world(environments) as (engine, generation):
         engine.failures = 1
         (rollout,) = collect(generation, plans(1, 1))
@@ -226,7 +170,56 @@ def test_tokens_of_abandoned_attempts_are_dropped_not_lost(environments: ServerP
         assert rollout.usage["sampled_tokens"] == held + 10
 
 
-def test_weights_and_scores(environments: ServerProcess, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("reason", "truncated"), [("stop", False), ("length", True)])
+def test_truncation_is_what_the_engine_says_not_a_length(environments: LocalHost, reason: Any, truncated: bool) -> None:
+    """pitfall 32: an answer of exactly max_tokens that ends by itself is whole; a cut one is cut at any length."""
+    with world(environments, sampling={"max_tokens": 10 if reason == "stop" else 50}) as (engine, generation):
+        engine.reason = reason
+        (rollout,) = collect(generation, plans(1, 1))
+        assert rollout.segments[0].sampled == 10
+        assert rollout.truncated == truncated and rollout.reward == 1.0
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_weights_never_change_inside_a_call(environments: LocalHost, tmp_path: Path, seed: int) -> None:
+    """pitfall 15: updates at random moments of a collection. What they end is sampled anew under one version, and counted."""
+    draw = random.Random(seed)
+    with world(environments, failure_retries=8) as (engine, generation):
+        engine.seconds = 60.0  # no call ends by itself before the last update
+
+        def update() -> None:
+            for version in (1, 2, 3):
+                wanted = draw.randrange(1, 13)
+                while len(engine.running) < wanted:
+                    time.sleep(0.002)
+                if version == 3:
+                    engine.seconds = 0.0
+                generation.update_weights(tmp_path / "w", f"v{version}", version)
+
+        thread = threading.Thread(target=update)
+        thread.start()
+        done = collect(generation, plans(4, 3))
+        thread.join()
+        assert all(r.failure is None and len(r.segments) == 1 for r in done), done
+        ended = sum(r.usage["dropped_tokens"] for r in done)
+        assert ended >= 3 * 10
+        assert sum(r.usage["sampled_tokens"] for r in done) == 12 * 10 + ended
+
+
+@pytest.mark.parametrize("field", [{"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}, {"stop": ["x"]}, {"temperature": 0}])
+def test_what_would_cut_the_policys_distribution_is_refused(environments: LocalHost, field: dict[str, Any]) -> None:
+    """pitfall 10: the trainer computes a full softmax."""
+    body = {"messages": [{"role": "user", "content": "x"}], **field}
+    headers = {"Authorization": "Bearer t", "Content-Type": "application/json"}
+    with world(environments) as (engine, generation):
+        url = f"{generation.model_url}/r/{sign_rollout_id('r', 's')}/v1/chat/completions"
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            LOOPBACK.open(urllib.request.Request(url, json.dumps(body).encode(), headers))
+        assert refused.value.code in (400, 422) and next(iter(field)) in refused.value.read().decode()
+        assert engine.samplings == []
+
+
+def test_weights_and_scores(environments: LocalHost, tmp_path: Path) -> None:
     with world(environments) as (engine, generation):
         assert generation.update_weights(tmp_path / "w", "abc", 3) == "got abc"
         assert engine.state.weight_version == 3
@@ -238,27 +231,23 @@ def test_weights_and_scores(environments: ServerProcess, tmp_path: Path) -> None
 
 
 def test_an_environment_server_that_is_killed_is_named_within_seconds(tmp_path: Path) -> None:
-    code = "from gym_servers.cli import main; main()"
-    process = ServerProcess(
-        "the environment server",
-        [sys.executable, "-c", code, "env", "serve", "competition_math", "--port", "0", "--workers", "1"],
-        tmp_path / "env.log",
-        {"OMNIGYM_TOKEN": "t"},
-    )
-    process.wait_ready(60)
-    with world(process) as (engine, generation):
-        engine.seconds = 60.0
-        done: list[Rollout] = []
-        threading.Timer(1.0, lambda: os.kill(process.process.pid, signal.SIGKILL)).start()
-        began = time.monotonic()
-        with pytest.raises(ServerDied, match="the environment server was killed by signal 9"):
-            generation.collect(plans(), done.append)
-        assert time.monotonic() - began < 10
-        assert done == []  # no reward is invented
-    process.stop()
+    with LocalHost(tmp_path) as host:
+        server = host.start_environments(["competition_math"], "t")
+        server.wait_ready(60)
+        with world(host) as (engine, generation):
+            engine.seconds = 60.0
+            done: list[Rollout] = []
+            threading.Timer(1.0, lambda: os.kill(server.process.pid, signal.SIGKILL)).start()
+            began = time.monotonic()
+            with pytest.raises(
+                ServerDied, match=r"environment server was killed by signal 9; .*environment_server\.log"
+            ):
+                generation.collect(plans(), done.append)
+            assert time.monotonic() - began < 30  # a generation would take 60
+            assert done == []  # no reward is invented
 
 
-def test_a_wait_without_progress_says_on_whom(environments: ServerProcess) -> None:
+def test_a_wait_without_progress_says_on_whom(environments: LocalHost) -> None:
     with world(environments, no_progress_seconds=0.5) as (engine, generation):
         engine.seconds = 5.0
         with pytest.raises(OmnigymError, match=r"no rollout ended for 0\.5 s; waiting on 6 x generation"):
@@ -269,6 +258,6 @@ def test_services_end_what_they_started_when_the_start_fails(tmp_path: Path) -> 
     config = RunConfig.model_validate({"model": "m", "steps": 1, "mixture": {"competition_math": 1}})
     with pytest.raises(OmnigymError), Services(config, tmp_path) as services:
         services.start_servers(tmp_path / "nothing")
-        pids = [process.process.pid for process in services.processes]
+        pids = [server.process.pid for server in services.host.servers]
         services.generation()
     assert len(pids) == 2 and all(gone(pid) for pid in pids)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,14 +87,14 @@ def test_damage_is_noticed(store: RunStore) -> None:
         store.read("x")
 
 
-def test_metrics_survive_a_cut_line_and_forget_later_steps(store: RunStore) -> None:
+def test_metrics_survive_a_cut_line_and_can_be_rewritten(store: RunStore) -> None:
     for step in range(4):
         store.log({"step": step, "value": step / 2})
     store.log({"step": 2, "evaluation": "eval_000002"})
     with store.metrics_file.open("ab") as file:
         file.write(b'{"step": 4, "val')
     assert [r["step"] for r in store.metrics()] == [0, 1, 2, 3, 2]
-    store.forget_metrics_from(2)
+    store.rewrite_metrics(row for row in store.metrics() if row["step"] < 2)
     assert [r["step"] for r in store.metrics()] == [0, 1]
     store.log({"step": 2})
     assert [r["step"] for r in store.metrics()] == [0, 1, 2]
@@ -104,6 +105,15 @@ def test_two_runs_of_one_second_have_two_folders(tmp_path: Path) -> None:
     assert len(folders) == 3
     with pytest.raises(StoreError, match=r"is no run folder: it holds no config\.yaml"):
         RunStore.open(tmp_path)
+
+
+def test_one_run_has_one_process(store: RunStore) -> None:
+    code = f"from pathlib import Path; from rl_trainer.store import RunStore; RunStore.open(Path({str(store.folder)!r})).lock()"
+    store.lock()
+    second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert second.returncode == 1 and "is going on in another process" in second.stderr
+    store._lock.close()
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_a_full_disk_is_an_error_that_says_so(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:

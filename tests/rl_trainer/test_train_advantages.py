@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gym_servers.protocol import Rollout, Segment
 from rl_trainer.advantages import Outcome, compute_advantages, group_advantages
+from rl_trainer.batch import make_batch, outcome
 from rl_trainer.books import Books, BooksError
 from rl_trainer.options import AlgorithmOptions
 
@@ -68,6 +70,18 @@ def test_groups_are_explicit_ids_and_bad_input_is_named():
         compute_advantages([Outcome("x", "g", math.nan)], AlgorithmOptions())
     with pytest.raises(ValueError, match="g0 stands twice"):
         compute_advantages(outcomes([1]) * 2, AlgorithmOptions())
+
+
+def test_equal_prompts_are_two_groups():
+    """Two tasks with one prompt, one always solved and one never: merged by their tokens they would push on each other."""
+    segment = Segment(token_ids=[5, 6, 7], mask=[0, 0, 1], lp_gen=[0.0, 0.0, -1.0])
+    rollouts = [
+        Rollout(task_id=task, environment="e", group=task, attempt=k, reward=reward, segments=[segment])
+        for task, reward in (("a", 1.0), ("b", 0.0))
+        for k in range(3)
+    ]
+    advantages = compute_advantages([outcome(r) for r in rollouts], AlgorithmOptions())
+    assert [s.advantage for s in make_batch(rollouts, advantages)] == [0.0] * 6
 
 
 def test_a_group_of_one_is_a_configuration_error():

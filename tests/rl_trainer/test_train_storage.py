@@ -2,8 +2,10 @@
 
 import hashlib
 import multiprocessing
+import re
 import resource
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -155,10 +157,37 @@ def test_export_loads_in_transformers(model, tmp_path):
 
 def test_selfcheck_passes_and_its_failure_is_an_exit_status(monkeypatch):
     checks = run_selfcheck()
-    assert len(checks) == 6 and all(check.passed for check in checks), checks
+    assert all(check.passed for check in checks), checks
+    assert [check.name for check in checks] == [
+        "packed = padded log-probabilities",
+        "packed = split gradients",
+        "loss = float64 reference",
+        "ids sampled = ids trained",
+        "digest after a sync",
+        "canary after a sync",
+    ]
+    assert re.match(r"\d\d tokens of 3 turns", checks[3].detail)
     app = typer.Typer()
     app.callback()(lambda: None)
     selfcheck.register(app)
     monkeypatch.setattr(selfcheck, "run_selfcheck", lambda: [selfcheck.Check("x", False, "why")])
     result = CliRunner().invoke(app, ["selfcheck"])
     assert result.exit_code == 1 and "FAILED" in result.output
+    assert "engine: a second copy of the model" in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize(("broken", "named"), [("ids", "ids sampled"), ("digest", "digest"), ("load", "canary")])
+def test_selfcheck_notices_what_it_says_it_checks(monkeypatch, broken, named):
+    update, record = selfcheck.CopyEngine.update, selfcheck.Ledger.record
+    if broken == "ids":
+
+        def other(self, messages, answer, prompt, raw, generation):
+            record(self, messages, answer, prompt, raw, replace(generation, token_ids=generation.token_ids[::-1]))
+
+        monkeypatch.setattr(selfcheck.Ledger, "record", other)
+    elif broken == "digest":
+        monkeypatch.setattr(selfcheck.CopyEngine, "update", lambda self, path: update(self, path)[::-1])
+    else:
+        monkeypatch.setattr(PolicyWorker, "load", lambda self, weights: None)
+    failed = [check.name for check in run_selfcheck() if not check.passed]
+    assert len(failed) == 1 and failed[0].startswith(named)

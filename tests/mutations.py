@@ -1,0 +1,279 @@
+"""`make mutate`: one-line bugs, each of which a named test must notice.
+
+Every mutation is made in a temporary copy of the project, where only its test is run: it must fail there, and pass where nothing was
+changed. tests/project/test_mutations.py checks that no entry has gone stale. Usage: python tests/mutations.py [NAME...]
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+COPIED = ("gym_servers", "environments", "curriculum", "genrm", "rl_trainer", "tests", "pyproject.toml")
+TRAINER = "tests/rl_trainer"
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """`old`, which stands once in `file`, becomes `new`; then `test` must fail."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+MUTATIONS = (
+    Mutation(
+        "importance weight dropped",
+        "rl_trainer/loss.py",
+        "weights.weight * objective, zero",
+        "objective, zero",
+        f"{TRAINER}/test_train_loss.py::test_loss_and_gradient_equal_the_reference",
+    ),
+    Mutation(
+        "clip bounds swapped",
+        "rl_trainer/loss.py",
+        "rho.clamp(1 - low, 1 + high)",
+        "rho.clamp(1 - high, 1 + low)",
+        f"{TRAINER}/test_train_loss.py::test_loss_and_gradient_equal_the_reference",
+    ),
+    Mutation(
+        "KL without the gradient through its ratio",
+        "rl_trainer/loss.py",
+        "ratio = torch.where(keep, lp - lp_gen, zero).exp()",
+        "ratio = torch.where(keep, lp - lp_gen, zero).exp().detach()",
+        f"{TRAINER}/test_train_loss.py::test_loss_and_gradient_equal_the_reference",
+    ),
+    Mutation(
+        "masked by multiplication",
+        "rl_trainer/loss.py",
+        "(torch.where(mask, x, zero) for x in (lp,",
+        "(x * mask for x in (lp,",
+        f"{TRAINER}/test_train_loss.py::test_masked_slots_may_hold_nan_and_inf",
+    ),
+    Mutation(
+        "mask shifted by one",
+        "rl_trainer/packing.py",
+        "index_of[i][where - 1]",
+        "index_of[i][where]",
+        f"{TRAINER}/test_train_packing.py::test_packed_targets_are_the_sampled_tokens_with_their_own_figures",
+    ),
+    Mutation(
+        "attention across packed sequences",
+        "rl_trainer/packing.py",
+        "own = slice(at, at + length)",
+        "own = slice(at - 1, at + length - 1)",
+        f"{TRAINER}/test_train_packing.py::test_a_shared_prompt_gives_the_log_probabilities_and_gradients_of_whole_segments",
+    ),
+    Mutation(
+        "a branch sees its own future",
+        "rl_trainer/packing.py",
+        ".tril(trunk)",
+        ".tril(trunk + length)",
+        f"{TRAINER}/test_train_packing.py::test_a_shared_prompt_gives_the_log_probabilities_and_gradients_of_whole_segments",
+    ),
+    Mutation(
+        "no temperature in the trainer",
+        "rl_trainer/logprobs.py",
+        "logits = (hidden[part].to(dtype) @ table.T).to(wide) / temperature",
+        "logits = (hidden[part].to(dtype) @ table.T).to(wide)",
+        f"{TRAINER}/test_train_packing.py::test_ratio_is_one_before_the_first_update_at_every_temperature",
+    ),
+    Mutation(
+        "N per micro-batch",
+        "rl_trainer/policy.py",
+        "                    divisor,\n",
+        "                    float(packed.targets.numel()),\n",
+        f"{TRAINER}/test_train_policy.py::test_gradient_is_the_same_under_every_split",
+    ),
+    Mutation(
+        "sequence-masked tokens left in N",
+        "rl_trainer/policy.py",
+        "self._apply(total / kept)",
+        "self._apply(1.0)",
+        f"{TRAINER}/test_train_reference.py::test_loss_and_gradient_of_the_second_of_two_steps[default]",
+    ),
+    Mutation(
+        "sequence mask not in the books",
+        "rl_trainer/step_metrics.py",
+        '"n": kept,',
+        '"n": count,',
+        f"{TRAINER}/test_train_policy.py::test_n_metrics_and_books",
+    ),
+    Mutation(
+        "old log-probabilities taken anew at every step",
+        "rl_trainer/policy.py",
+        "old = lp.detach() if lp_old is None else lp_old[packed.members]",
+        "old = lp.detach()",
+        f"{TRAINER}/test_train_reference.py::test_loss_and_gradient_of_the_second_of_two_steps[clip]",
+    ),
+    Mutation(
+        "router not frozen",
+        "rl_trainer/policy.py",
+        "            parameter.requires_grad_(False)\n",
+        "",
+        f"{TRAINER}/test_train_policy.py::test_router_weights_are_frozen_but_gate_proj_is_not",
+    ),
+    Mutation(
+        "warm-up off by one",
+        "rl_trainer/options.py",
+        "(step + 1) / self.warmup_steps",
+        "step / self.warmup_steps",
+        f"{TRAINER}/test_train_policy.py::test_n_metrics_and_books",
+    ),
+    Mutation(
+        "standard deviation with ddof 0",
+        "rl_trainer/advantages.py",
+        "/ (count - 1)) + STD_EPSILON",
+        "/ count) + STD_EPSILON",
+        f"{TRAINER}/test_train_advantages.py::test_leave_one_out_by_hand",
+    ),
+    Mutation(
+        "masked rollout in baseline and std",
+        "rl_trainer/advantages.py",
+        "valid + overlong if options.overlong_in_baseline else valid",
+        "valid + overlong",
+        f"{TRAINER}/test_train_advantages.py::test_an_invalid_rollout_moves_nobody",
+    ),
+    Mutation(
+        "truncated rollout trained",
+        "rl_trainer/advantages.py",
+        "elif outcome.truncated and options.overlong_filtering:",
+        "elif False:",
+        f"{TRAINER}/test_train_advantages.py::test_a_group_with_one_valid_rollout_is_dropped",
+    ),
+    Mutation(
+        "a failure is a reward of 0",
+        "rl_trainer/batch.py",
+        "rollout.reward, rollout.truncated, failed=rollout.failure is not None",
+        "rollout.reward or 0.0, rollout.truncated, failed=False",
+        f"{TRAINER}/test_loop_run.py::test_failures_leave_their_group_and_are_in_the_books",
+    ),
+    Mutation(
+        "books not checked",
+        "rl_trainer/batch.py",
+        '    books.check({rollout_key(r): sampled_tokens(r) for r in rollouts}, n=int(trained["n"]))\n',
+        "",
+        f"{TRAINER}/test_loop_run.py::test_books_that_do_not_balance_name_the_rollout",
+    ),
+    Mutation(
+        "a tensor left out of the sync",
+        "rl_trainer/weights.py",
+        "        for name, tensor in tensors.items()\n",
+        "        for name, tensor in list(tensors.items())[1:]\n",
+        f"{TRAINER}/test_train_storage.py::test_export_holds_every_tensor_once_in_the_engines_dtype",
+    ),
+    Mutation(
+        "digest not compared",
+        "rl_trainer/loop.py",
+        "if received != digest:",
+        "if False:",
+        f"{TRAINER}/test_loop_run.py::test_a_sync_that_did_not_arrive_is_caught",
+    ),
+    Mutation(
+        "canary not compared",
+        "rl_trainer/loop.py",
+        "if not gap <= limit:",
+        "if False:",
+        f"{TRAINER}/test_loop_run.py::test_a_sync_that_did_not_arrive_is_caught",
+    ),
+    Mutation(
+        "weight versions not checked",
+        "rl_trainer/loop.py",
+        "if rollout.failure is None and segment.weight_version != version:",
+        "if False:",
+        f"{TRAINER}/test_loop_run.py::test_rollouts_of_other_weights_are_refused",
+    ),
+    Mutation(
+        "seed without the attempt",
+        "rl_trainer/sampler.py",
+        "|{label}|{group}|{attempt}",
+        "|{label}|{group}",
+        f"{TRAINER}/test_loop_sampler.py::test_seeds_are_of_the_place_not_of_the_run",
+    ),
+    Mutation(
+        "equal rows merge",
+        "rl_trainer/sampler.py",
+        "seen[base] = seen.get(base, -1) + 1",
+        "seen[base] = 0",
+        f"{TRAINER}/test_loop_sampler.py::test_equal_rows_do_not_merge_and_equal_ids_are_refused",
+    ),
+    Mutation(
+        "carried tokens trained twice",
+        "gym_servers/models/ledger.py",
+        "segment.mask.extend([0] * added)",
+        "segment.mask.extend([1] * added)",
+        "tests/gym_servers/models/test_ledger_rules.py"
+        "::test_a_later_turn_extends_the_sampled_ids_and_never_encodes_them_again",
+    ),
+    Mutation(
+        "no fresh worker on the second try",
+        "gym_servers/workers.py",
+        "if not fresh and self._free:",
+        "if self._free:",
+        "tests/gym_servers/test_workers_limits.py::test_a_fresh_worker_has_served_no_call",
+    ),
+)
+
+
+def mutated(text: str, mutation: Mutation) -> str:
+    """`text` with the mutation in it. Raises ValueError where its old text does not stand there exactly once."""
+    if text.count(mutation.old) != 1:
+        raise ValueError(
+            f"mutation '{mutation.name}': {mutation.old!r} stands {text.count(mutation.old)} times in {mutation.file}, "
+            "not once: bring tests/mutations.py up to date"
+        )
+    return text.replace(mutation.old, mutation.new)
+
+
+def passes(tree: Path, tests: list[str]) -> tuple[bool, str]:
+    """Whether `tests` pass in `tree`, and the end of what pytest said. Raises RuntimeError where they could not be run."""
+    variables = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--show-capture=no", *tests]
+    done = subprocess.run(command, cwd=tree, env=variables, capture_output=True, text=True)
+    if done.returncode not in (0, 1):
+        raise RuntimeError(f"pytest could not run {tests}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return done.returncode == 0, done.stdout[-2000:]
+
+
+def main(names: list[str]) -> int:
+    """Run them all, or those named; the exit status."""
+    chosen = [mutation for mutation in MUTATIONS if not names or mutation.name in names]
+    with tempfile.TemporaryDirectory(prefix="omnigym-mutations-") as folder:
+        tree = Path(folder)
+        for name in COPIED:
+            source = ROOT / name
+            if source.is_dir():
+                shutil.copytree(source, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(source, tree / name)
+        good, output = passes(tree, sorted({mutation.test for mutation in chosen}))
+        if not good:
+            print(f"the tests fail without any mutation:\n{output}")
+            return 1
+        survived = []
+        for mutation in chosen:
+            path, began = tree / mutation.file, time.monotonic()
+            original = path.read_text()
+            path.write_text(mutated(original, mutation))
+            caught = not passes(tree, [mutation.test])[0]
+            path.write_text(original)
+            if not caught:
+                survived.append(mutation.name)
+            result = "caught" if caught else "SURVIVED"
+            print(f"{result:9}{time.monotonic() - began:5.0f} s  {mutation.name:48}{mutation.test}", flush=True)
+    print(f"{len(chosen) - len(survived)} of {len(chosen)} mutations are caught")
+    return 1 if survived or not chosen else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
