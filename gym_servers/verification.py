@@ -1,7 +1,8 @@
 """From an output to a verdict, or to a failure: an infrastructure failure is never a reward, and a policy cannot escape a
 bad reward by breaking the grader (design: The records).
 
-`judge` checks the row, asks `quick` in this process, and hands what is left to `verify` in a worker. A worker that breaks is
+`judge` checks the row, asks `quick` in this process, hands what is left to `verify` in a worker, and lets the environment's
+`appeal` look at the verdict once more (an LLM judge, where one is configured). A worker that breaks is
 tried again, fresh. If the same output breaks two fresh workers by its own content (CPU, memory, an exception, a crash, or
 sleeping while the machine was not starved) the verdict is the lowest reward with `unverifiable_output`, unless the gold
 answer breaks a worker too: then the fault is the verifier's, and it is a Failure.
@@ -12,7 +13,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from gym_servers.environment import Environment
+from gym_servers.environment import Environment, Row
 from gym_servers.protocol import Failure, FailureError, FailureKind, Item, Verdict
 from gym_servers.registry import environment_class
 from gym_servers.workers import WorkerError, WorkerPool
@@ -66,14 +67,23 @@ async def judge(environment: Environment, row: dict[str, Any], output: list[Item
     """The verdict on `output` for `row`. Raises RowError (the row is bad) or FailureError (nobody's answer is at fault)."""
     parsed = environment.check_row(row)
     verdict = environment.quick(parsed, output)
-    if verdict is not None:
-        return check_range(environment, verdict)
+    if verdict is None:
+        verdict = await _in_workers(environment, parsed, row, output, pool)
+    if "unverifiable_output" not in verdict.parts:  # nobody appeals by breaking the grader
+        verdict = await environment.appeal(parsed, output, verdict)
+    return check_range(environment, verdict)
+
+
+async def _in_workers(
+    environment: Environment, parsed: Row, row: dict[str, Any], output: list[Item], pool: WorkerPool
+) -> Verdict:
+    """The verdict of `verify`, in a second worker where the first broke."""
     try:
-        return check_range(environment, await _attempt(environment, row, output, pool))
+        return await _attempt(environment, row, output, pool)
     except WorkerError as error:
         first = error
     try:  # fresh: what the first worker kept in memory must not be what breaks the second
-        return check_range(environment, await _attempt(environment, row, output, pool, fresh=True))
+        return await _attempt(environment, row, output, pool, fresh=True)
     except WorkerError as error:
         second = error
     if not second.by_content:

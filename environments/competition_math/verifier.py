@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
+from functools import lru_cache
 
 from environments.competition_math.arithmetic import TooLarge, Undefined, Unsupported, Value, evaluate, same
 from environments.competition_math.extraction import Extracted, extract, search_boxed
@@ -26,6 +27,8 @@ _SCALE = re.compile(r"hundred|thousand|million|billion|trillion|dozen", re.IGNOR
 _SEVERAL = re.compile(r"[0-9]\s+[0-9]")
 _MIXED_NUMBER = re.compile(r"-?\s*[0-9]+\s+[0-9]+\s*/\s*[0-9]+")
 _WORD = re.compile(r"[A-Za-z][A-Za-z '-]{2,}")
+MAX_EXPECTED_CHARS = 1000
+"""Less than the part of an answer that is read, so that the expected answer itself fits."""
 
 
 def plain(text: str) -> str:
@@ -93,6 +96,8 @@ def decide(text: str, expected: str, *, require_box: bool = False) -> tuple[Verd
     try:
         given_value = number(given)
     except (Undefined, TooLarge) as error:
+        if isinstance(error, TooLarge) and given == gold:
+            return verdict(True, answer.text, expected, "same text"), answer
         if gold_value is not None or "\\" not in gold:
             why = "undefined" if isinstance(error, Undefined) else "too large to compute"
             return verdict(False, answer.text, expected, why), answer
@@ -107,6 +112,31 @@ def decide(text: str, expected: str, *, require_box: bool = False) -> tuple[Verd
     if equal is None:
         return None, answer
     return verdict(equal, answer.text, expected, "exact arithmetic"), answer
+
+
+def boxed(expected: str) -> str:
+    """An answer that gives `expected` as it is written."""
+    return expected if "\\boxed" in expected else f"\\boxed{{{expected.strip('$')}}}"
+
+
+@lru_cache(maxsize=4096)
+def gold_problem(expected: str) -> str | None:
+    """Why no answer could equal `expected`, so that its row is of no use; None where one can. Bounded and linear."""
+    if len(expected) > MAX_EXPECTED_CHARS:
+        return f"it has {len(expected)} characters, at most {MAX_EXPECTED_CHARS} are compared"
+    gold = plain(expected)
+    if not gold:
+        return "it is blank"
+    try:
+        number(gold)
+    except Undefined:
+        return f"'{gold}' is undefined"
+    except (Unsupported, TooLarge):
+        pass
+    found, _ = decide(boxed(expected), expected)
+    if found is not None and found.reward == 0.0:
+        return "it does not even equal itself: is a brace missing?"
+    return None
 
 
 def prepare() -> None:
