@@ -98,7 +98,11 @@ class CompetitionMath(Environment):
             settings.judge_max_tokens,
         )
         equal, replies = await judge.equal(row.question, row.expected_answer, given)
-        parts = {**verdict.parts, "library_reward": verdict.reward, "judge_replies": [reply[-500:] for reply in replies]}
+        parts = {
+            **verdict.parts,
+            "library_reward": verdict.reward,
+            "judge_replies": [reply[-500:] for reply in replies],
+        }
         how = "says equal in both orders" if equal else "says not equal"
         return Verdict(reward=float(equal), explanation=f"{verdict.explanation} The judge {how}.", parts=parts)
 

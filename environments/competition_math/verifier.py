@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from fractions import Fraction
 from functools import lru_cache
@@ -33,7 +34,7 @@ MAX_EXPECTED_CHARS = 1000
 
 def plain(text: str) -> str:
     """`text` without what does not change its value: math delimiters, a box, font commands, one `x =`, a unit, degrees."""
-    text = text.replace("−", "-").strip()
+    text = text.replace("−", "-").replace("\\varnothing", "\\emptyset").strip()
     content = search_boxed(text)
     if content is not None:
         text = content.strip()
@@ -148,6 +149,7 @@ def symbolic(answer: Extracted, expected: str) -> Verdict:
     """math-verify's comparison, gold first. Unbounded in time and memory: for workers only."""
     from math_verify import LatexExtractionConfig, parse, verify
 
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns once a process that its own time-outs are off
     gold_text = expected if search_boxed(expected) is not None else f"\\boxed{{{plain(expected)}}}"
     gold = parse(gold_text, extraction_config=[LatexExtractionConfig()], parsing_timeout=None)
     given = parse(

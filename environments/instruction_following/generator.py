@@ -69,9 +69,7 @@ def _range(r: random.Random, split: str, topic: Topic, word: str, phrase: str) -
 
 def _no_comma(r: random.Random, split: str, topic: Topic, word: str, phrase: str) -> Made:
     least = r.choice(LEAST_WORDS[split])
-    ask = (
-        f'Write at least {least} words about {topic.phrase}. Use the word "{word}". Do not use any commas. {NO_ECHO}'
-    )
+    ask = f'Write at least {least} words about {topic.phrase}. Use the word "{word}". Do not use any commas. {NO_ECHO}'
     checks = [("punctuation:no_comma", {}), _existence(word), _at_least(least), _no_echo()]
     return Made(ask, checks, topic.sentences[word], word)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 from scripted_judge import ScriptedJudge, scripted_judge
 from typer.testing import CliRunner
 
+from environments.competition_math.extraction import search_boxed
 from environments.competition_math.judge import label
 from environments.competition_math.server import CompetitionMath, MathSettings
 from gym_servers import cli
@@ -150,3 +151,39 @@ def test_the_verify_command_asks_the_judge_too(tmp_path: Path) -> None:
         command = ["verify", "competition_math", "--cases", str(cases), "--out", str(out), *settings]
         assert CliRunner().invoke(cli.build(), command).exit_code == 0
     assert [json.loads(line)["reward"] for line in out.read_text().splitlines()] == [1.0, 1.0]
+
+
+def read(folder: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+@pytest.mark.conformance
+def test_recorded_judge_flows(conformance: Path, conform: Callable[..., None], pool: WorkerPool) -> None:
+    agrees = {}
+    for case in read(conformance, "math_judge_flow.jsonl"):
+        wanted = case["expected"]
+        with scripted_judge(*case["judge_replies"]) as server:
+            environment = judged(server) if case["should_use_judge"] else CompetitionMath()
+            try:
+                verdict = grade(environment, case["generated_text"], pool, case["expected_answer"])
+            except FailureError as error:
+                assert error.failure.kind == "judge_failed"
+                agrees[case["id"]] = False
+                continue
+            got = {
+                "reward": verdict.reward,
+                "library_reward": verdict.parts.get("library_reward", verdict.reward),
+                "extracted_answer": verdict.parts.get("extracted_answer"),
+                "judge_user_prompts": [prompt.rstrip("\n") for prompt in server.user_prompts],
+            }
+            agrees[case["id"]] = got == wanted
+    assert len(agrees) == 8
+    conform("math_judge_flow.jsonl", agrees, "environments/competition_math/README.md")
+
+
+@pytest.mark.conformance
+def test_recorded_box_searches(conformance: Path, conform: Callable[..., None]) -> None:
+    cases = read(conformance, "math_search_boxed.jsonl")
+    assert len(cases) == 13
+    agrees = {case["id"]: search_boxed(case["text"]) == case.get("expected") for case in cases}
+    conform("math_search_boxed.jsonl", agrees, "environments/competition_math/README.md")
