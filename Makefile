@@ -37,7 +37,7 @@ test-all: setup
 
 conformance: setup
 	@test -d ../shared/conformance || { echo "no conformance folder at ../shared/conformance"; exit 1; }
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m conformance -rA
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m conformance
 
 # One-line bugs, each of which a named test must notice: about 4 minutes.
 mutate: setup
