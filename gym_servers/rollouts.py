@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,14 +75,22 @@ class Collector:
         """Rollouts as they end. Requests are read only as there is room. Raises NoProgress."""
         source: Iterator[RolloutRequest] = iter(requests)
         running: dict[asyncio.Task[list[Rollout]], _Group] = {}
+        # asyncio.wait would look at all tasks for each that ends
+        ended: asyncio.Queue[asyncio.Task[list[Rollout]]] = asyncio.Queue()
         last: _Group | None = None
+
+        def begin(work: Coroutine[Any, Any, list[Rollout]], group: _Group) -> None:
+            task = asyncio.create_task(work)
+            task.add_done_callback(ended.put_nowait)
+            running[task] = group
+            group.open += 1
+
         async with Client(token=self.token, concurrency=2 * self.concurrency, transport=self.transport) as client:
 
             def settle(group: _Group) -> None:
                 if group.complete and not group.open and group.waiting:
                     waiting, group.waiting = group.waiting, []
-                    group.open += 1
-                    running[asyncio.create_task(self._group_verdict(client, waiting))] = group
+                    begin(self._group_verdict(client, waiting), group)
 
             try:
                 while True:
@@ -96,26 +104,23 @@ class Collector:
                         if request is None or key is None:
                             break
                         last = last or _Group(key)
-                        last.open += 1
-                        running[asyncio.create_task(self._alone(client, request))] = last
+                        begin(self._alone(client, request), last)
                     if not running:
                         return
-                    done, _ = await asyncio.wait(
-                        running, timeout=self.no_progress_seconds, return_when=asyncio.FIRST_COMPLETED
-                    )
-                    if not done:
+                    try:
+                        task = await asyncio.wait_for(ended.get(), self.no_progress_seconds)
+                    except TimeoutError:
                         raise NoProgress(
                             f"no rollout ended for {self.no_progress_seconds:g} s; waiting on {self.describe_waiting()}"
-                        )
-                    for task in done:
-                        group = running.pop(task)
-                        group.open -= 1
-                        for rollout in task.result():
-                            if rollout.reward is None and rollout.failure is None:
-                                group.waiting.append(rollout)
-                            else:
-                                yield rollout
-                        settle(group)
+                        ) from None
+                    group = running.pop(task)
+                    group.open -= 1
+                    for rollout in task.result():
+                        if rollout.reward is None and rollout.failure is None:
+                            group.waiting.append(rollout)
+                        else:
+                            yield rollout
+                    settle(group)
             finally:
                 for task in running:
                     task.cancel()

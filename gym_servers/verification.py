@@ -16,7 +16,7 @@ import math
 import pickle
 from typing import Any
 
-from gym_servers.environment import Environment, GroupEnvironment, GroupRollout, StatefulEnvironment
+from gym_servers.environment import Environment, GroupEnvironment, GroupRollout, Row, StatefulEnvironment
 from gym_servers.protocol import Failure, FailureError, FailureKind, Item, RowError, Verdict
 from gym_servers.registry import environment_class
 from gym_servers.workers import WorkerError, WorkerPool
@@ -121,14 +121,26 @@ async def judge(
     """
     parsed = environment.check_row(row)
     verdict = environment.quick(parsed, output)
-    if verdict is not None:
-        return check_range(environment, verdict)
+    if verdict is None:
+        verdict = await _in_workers(environment, parsed, row, output, pool, state)
+    return check_range(environment, verdict)
+
+
+async def _in_workers(
+    environment: Environment,
+    parsed: Row,
+    row: dict[str, Any],
+    output: list[Item],
+    pool: WorkerPool,
+    state: bytes | None,
+) -> Verdict:
+    """The verdict of `verify`, in a second worker where the first broke."""
     if state is None:
         result = await _twice(environment, "verify_in_worker", (row, output), pool)
     else:
         result = await _twice(environment, "verify_state_in_worker", (row, output, state), pool)
     if not isinstance(result, tuple):
-        return check_range(environment, Verdict.model_validate(result))
+        return Verdict.model_validate(result)
     gold = environment.gold(parsed)
     if gold is not None and gold != output:
         try:
