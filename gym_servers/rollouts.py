@@ -75,22 +75,22 @@ class Collector:
         """Rollouts as they end. Requests are read only as there is room. Raises NoProgress."""
         source: Iterator[RolloutRequest] = iter(requests)
         running: dict[asyncio.Task[list[Rollout]], _Group] = {}
-        # asyncio.wait would look at all tasks for each that ends
-        ended: asyncio.Queue[asyncio.Task[list[Rollout]]] = asyncio.Queue()
+        ended: asyncio.Queue[asyncio.Task[list[Rollout]]] = (
+            asyncio.Queue()
+        )  # asyncio.wait would look at every task each time
         last: _Group | None = None
-
-        def begin(work: Coroutine[Any, Any, list[Rollout]], group: _Group) -> None:
-            task = asyncio.create_task(work)
-            task.add_done_callback(ended.put_nowait)
-            running[task] = group
-            group.open += 1
-
         async with Client(token=self.token, concurrency=2 * self.concurrency, transport=self.transport) as client:
+
+            def start(work: Coroutine[Any, Any, list[Rollout]], group: _Group) -> None:
+                group.open += 1
+                task = asyncio.create_task(work)
+                task.add_done_callback(ended.put_nowait)
+                running[task] = group
 
             def settle(group: _Group) -> None:
                 if group.complete and not group.open and group.waiting:
                     waiting, group.waiting = group.waiting, []
-                    begin(self._group_verdict(client, waiting), group)
+                    start(self._group_verdict(client, waiting), group)
 
             try:
                 while True:
@@ -104,7 +104,7 @@ class Collector:
                         if request is None or key is None:
                             break
                         last = last or _Group(key)
-                        begin(self._alone(client, request), last)
+                        start(self._alone(client, request), last)
                     if not running:
                         return
                     try:
