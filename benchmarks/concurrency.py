@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import secrets
@@ -54,27 +55,35 @@ async def collect(
 
 
 def family(servers: Sequence[LocalServer]) -> list[psutil.Process]:
-    """This process, the servers, and their children."""
+    """This process, the servers, and their living children."""
     roots = [psutil.Process(server.process.pid) for server in servers]
     return [psutil.Process(), *roots, *(child for root in roots for child in root.children(recursive=True))]
 
 
-def cpu_seconds(processes: Sequence[psutil.Process]) -> float:
-    """User and system time of all."""
-    return sum(sum(process.cpu_times()[:2]) for process in processes)
+def cpu_seconds(servers: Sequence[LocalServer]) -> float:
+    """User and system time of this process and the servers, their children that ended included."""
+    total = 0.0
+    for process in family(servers):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended: its parent counts it
+            total += sum(process.cpu_times()[:4])
+    return total
 
 
 class PeakMemory:
     """The most resident memory that the processes had together while the context was open, in bytes, and what they had before."""
 
-    def __init__(self, processes: Sequence[psutil.Process]) -> None:
-        self.processes = processes
+    def __init__(self, servers: Sequence[LocalServer]) -> None:
+        self.servers = servers
         self.before = self.peak = self.now()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch)
 
     def now(self) -> int:
-        return sum(process.memory_info().rss for process in self.processes)
+        total = 0
+        for process in family(self.servers):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                total += process.memory_info().rss
+        return total
 
     def _watch(self) -> None:
         while not self._ended.wait(0.1):
@@ -124,13 +133,12 @@ def main() -> None:
             server.wait_ready()
         for server in (instant, slow):
             asyncio.run(collect(collector(server, options.few), requests(rows, 4 * options.few, "warm")))
-        with PeakMemory(family([environments, slow])) as memory:
+        with PeakMemory([environments, slow]) as memory:
             asyncio.run(collect(collector(slow, options.many), requests(rows, options.many, "memory")))
         a_rollout = (memory.peak - memory.before) / options.many
         rates: dict[int, list[float]] = {options.few: [], options.many: []}
         whole: dict[int, list[float]] = {options.few: [], options.many: []}
         cpu_ms: dict[int, list[float]] = {options.few: [], options.many: []}
-        processes = family([environments, instant])
         for number in range(options.rounds):
             for concurrency in (options.few, options.many):
                 first, last = options.many, options.many + options.rollouts
@@ -140,7 +148,7 @@ def main() -> None:
                     done: int, at: tuple[int, int] = (first, last), marks: dict[int, tuple[float, float]] = marks
                 ) -> None:
                     if done in at:
-                        marks[done] = (time.perf_counter(), cpu_seconds(processes))
+                        marks[done] = (time.perf_counter(), cpu_seconds([environments, instant]))
 
                 wanted = requests(rows, last + concurrency, f"r{number}-{concurrency}")
                 began = time.perf_counter()
