@@ -147,7 +147,10 @@ async def _call_tools(
 async def generate(
     client: Client, row: dict[str, Any], target: Target, rollout: Rollout, limits: LoopLimits, session: Session
 ) -> dict[str, Any]:
-    """Fill `rollout` up to the verdict. Returns the last response of the model, without its output. Raises FailureError (retryable: where sampling anew is right), RowError."""
+    """Fill `rollout` up to the verdict. Returns the last response of the model, without its output.
+
+    Raises FailureError (retryable: where sampling anew is right), RowError.
+    """
     params = dict(row.get("responses_create_params") or {})
     history = _as_input(params.pop("input", []))
     tools = [tool for tool in params.get("tools") or [] if isinstance(tool, dict)]
