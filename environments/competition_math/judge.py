@@ -46,6 +46,7 @@ def prompt(question: str, first: str, second: str) -> list[dict[str, str]]:
 
 def _reply_text(reply: dict[str, Any]) -> str:
     """The judge's words without its reasoning, from either API. Raises FailureError where there are none."""
+    text: Any
     if isinstance(output := reply.get("output"), list):
         text = final_text([item for item in output if isinstance(item, dict)])
     else:
