@@ -9,6 +9,7 @@ from importlib.metadata import entry_points
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from gym_servers.commands import agent as agent_command
 from gym_servers.commands import eval as eval_command
@@ -49,5 +50,5 @@ def main() -> None:
     try:
         build()()
     except OmnigymError as error:
-        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {error}", markup=True, highlight=False)
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
         sys.exit(1)

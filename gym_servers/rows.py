@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import Any, BinaryIO
 
 import orjson
 
-from gym_servers.protocol import RowError
+from gym_servers.protocol import OmnigymError, RowError
 
 
 def parse_line(line: bytes, where: str) -> dict[str, Any]:
@@ -38,9 +39,17 @@ def read_lines(path: Path) -> Iterator[tuple[str, bytes]]:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that replaces `path` when the block ends well, and leaves nothing behind when it does not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """A file that replaces `path` when the block ends well, and leaves nothing behind when it does not.
+
+    Raises OmnigymError where the folder cannot be written or the disk is full.
+    """
+    if path.is_dir():
+        raise OmnigymError(f"cannot write '{path}': it is a folder; name a file in it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise OmnigymError(f"cannot write '{path}': {error.strerror}; choose a folder that you can write to") from None
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
@@ -48,7 +57,9 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OmnigymError(f"cannot write '{path}': {error.strerror}; free some space, then run it again") from None
         raise

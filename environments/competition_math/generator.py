@@ -78,7 +78,7 @@ def _half(r: random.Random) -> Made:
 def _count(r: random.Random) -> Made:
     letter = r.choice("abcde")
     rest = [other for other in "fghijk" if other != letter]
-    n = r.randint(2, 6)
+    n = r.randint(2, 9)
     letters = [letter] * n + [r.choice(rest) for _ in range(r.randint(2, 5))]
     r.shuffle(letters)
     return (
@@ -112,7 +112,11 @@ def _linear(r: random.Random) -> Made:
 
 
 def _modular(r: random.Random) -> Made:
-    a, n, m = r.randint(2, 12), r.randint(5, 40), r.randint(3, 17)
+    a, n, m = (
+        r.randint(2, 12),
+        r.randint(5, 40),
+        r.choice([13, 17, 19, 23]),
+    )  # a small modulus makes 0 and 1 good guesses
     return f"What is the remainder of {a}^{n} divided by {m}?", f"It is {pow(a, n, m)}.", str(pow(a, n, m))
 
 
@@ -158,7 +162,7 @@ def generate(n: int, seed: int, split: str) -> Iterator[dict[str, Any]]:
         turns: list[dict[str, str]] = []
         for _ in range(shots):
             shown, reasoning, shown_answer = _draw(family, make, r, False)
-            while shown == question:
+            while shown == question or shown_answer == answer:  # copying an example earns nothing
                 shown, reasoning, shown_answer = _draw(family, make, r, False)
             turns.append({"role": "user", "content": f"{shown} {INSTRUCTION}"})
             turns.append({"role": "assistant", "content": f"{reasoning} \\boxed{{{shown_answer}}}"})

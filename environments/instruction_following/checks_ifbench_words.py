@@ -50,15 +50,15 @@ def _ends(text: str) -> Counter[str]:
 
 
 def sentence_type(text: str) -> bool:
-    """Twice as many sentences end in a dot as in a question mark."""
+    """Twice as many sentences end in a dot as in a question mark, and one does."""
     ends = _ends(text)
-    return ends["."] == 2 * ends["?"]
+    return ends["."] == 2 * ends["?"] > 0
 
 
 def sentence_balance(text: str) -> bool:
-    """As many sentences end in a dot as in a question mark as in an exclamation mark."""
+    """As many sentences end in a dot as in a question mark as in an exclamation mark, at least one each."""
     ends = _ends(text)
-    return ends["."] == ends["?"] == ends["!"]
+    return ends["."] == ends["?"] == ends["!"] > 0
 
 
 def conjunctions(text: str, small_n: int) -> bool:
@@ -110,14 +110,15 @@ def consonants(text: str) -> bool:
 def alliteration_increment(text: str) -> bool:
     """Each sentence has more words in runs of one first letter than the sentence before."""
     previous = -1
-    for sentence in sentences(text):
+    found = sentences(text)
+    for sentence in found:
         initials = [bare[0] for word in sentence.lower().split() if (bare := word.lstrip(STRIPPED))]
         same = [first == second for first, second in itertools.pairwise(initials)]
         in_runs = sum(1 if index and same[index - 1] else 2 for index, alike in enumerate(same) if alike)
         if in_runs <= previous:
             return False
         previous = in_runs
-    return True
+    return len(found) >= 2
 
 
 def palindrome(text: str) -> bool:
@@ -195,7 +196,7 @@ def paragraph_last_first(text: str) -> bool:
 def increment(text: str, small_n: int) -> bool:
     """Each sentence has exactly so many words more than the one before."""
     lengths = [len(bare_words(sentence)) for sentence in sentences(text)]
-    return all(second == first + small_n for first, second in itertools.pairwise(lengths))
+    return len(lengths) >= 2 and all(second == first + small_n for first, second in itertools.pairwise(lengths))
 
 
 def no_consecutive(text: str) -> bool:

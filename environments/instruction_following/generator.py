@@ -1,5 +1,6 @@
 """Seeded tasks in eight families of short everyday writing. Each task asks for a form (bullets, a title, small letters, ...) and
-for something that a fixed or empty answer cannot have: a word of the task's topic, or a number of words.
+for something that a fixed or empty answer cannot have: a word of the task's topic, or a number of words. Some words must differ, so
+that saying the wanted word again and again earns nothing.
 
 Where repeating the request would pass (it holds the keyword and is long enough), the task also forbids a word of the request.
 Difficulty is the family's own, less a share for each worked example (few-shot turns). Train and held-out share no topic, keyword,
@@ -54,23 +55,29 @@ def _at_least(number: int) -> tuple[str, dict[str, Any]]:
     return "length_constraints:number_words", {"num_words": number, "relation": "at least"}
 
 
+def _varied(number: int) -> tuple[str, dict[str, Any]]:
+    """Fails one word said over and over, which no prompt asks for and none forbids."""
+    return "count:unique_word_count", {"N": number}
+
+
 def _keyword(r: random.Random, split: str, topic: Topic, word: str, phrase: str) -> Made:
     least = r.choice(LEAST_WORDS[split])
     ask = f'Write one sentence about {topic.phrase} with at least {least} words. Use the word "{word}". {NO_ECHO}'
-    return Made(ask, [_existence(word), _at_least(least), _no_echo()], topic.sentences[word], word)
+    return Made(ask, [_existence(word), _at_least(least), _no_echo(), _varied(5)], topic.sentences[word], word)
 
 
 def _range(r: random.Random, split: str, topic: Topic, word: str, phrase: str) -> Made:
     least, most = r.choice(LEAST_WORDS[split]), r.choice(MOST_WORDS[split])
     ask = f'In {least} to {most} words, say something about {topic.phrase}. Use the word "{word}". {NO_ECHO}'
     bounds = {"min_words": least, "max_words": most}
-    return Made(ask, [("count:word_count_range", bounds), _existence(word), _no_echo()], topic.sentences[word], word)
+    checks = [("count:word_count_range", bounds), _existence(word), _no_echo(), _varied(5)]
+    return Made(ask, checks, topic.sentences[word], word)
 
 
 def _no_comma(r: random.Random, split: str, topic: Topic, word: str, phrase: str) -> Made:
     least = r.choice(LEAST_WORDS[split])
     ask = f'Write at least {least} words about {topic.phrase}. Use the word "{word}". Do not use any commas. {NO_ECHO}'
-    checks = [("punctuation:no_comma", {}), _existence(word), _at_least(least), _no_echo()]
+    checks = [("punctuation:no_comma", {}), _existence(word), _at_least(least), _no_echo(), _varied(5)]
     return Made(ask, checks, topic.sentences[word], word)
 
 
@@ -83,7 +90,7 @@ def _bullets(r: random.Random, split: str, topic: Topic, word: str, phrase: str)
         f'Write a list about {topic.phrase} with exactly {number} bullet points. Start each line with "* ". '
         f'Use the word "{word}".'
     )
-    checks = [("detectable_format:number_bullet_lists", {"num_bullets": number}), _existence(word)]
+    checks = [("detectable_format:number_bullet_lists", {"num_bullets": number}), _existence(word), _varied(number + 1)]
     return Made(ask, checks, "\n".join(f"* {item}" for item in items), word)
 
 
@@ -98,6 +105,7 @@ def _ending(r: random.Random, split: str, topic: Topic, word: str, phrase: str) 
         _existence(topic.name),
         _at_least(least),
         _no_echo(),
+        _varied(4 + len(set(phrase.lower().split()))),
     ]
     return Made(ask, checks, f"{topic.sentences[word]} {phrase}", topic.name)
 
@@ -108,13 +116,13 @@ def _title(r: random.Random, split: str, topic: Topic, word: str, phrase: str) -
         f"Write at least {least} words about {topic.phrase}. Begin with a title in double angle brackets, "
         f"such as <<my title>>. {NO_ECHO}"
     )
-    checks = [("detectable_format:title", {}), _existence(topic.name), _at_least(least), _no_echo()]
+    checks = [("detectable_format:title", {}), _existence(topic.name), _at_least(least), _no_echo(), _varied(5)]
     return Made(ask, checks, f"<<The {topic.name} and the {word}>>\n{topic.sentences[word]}", topic.name)
 
 
 def _lowercase(r: random.Random, split: str, topic: Topic, word: str, phrase: str) -> Made:
     ask = f'Write a sentence about {topic.phrase} in all lowercase letters. Use the word "{word}".'
-    checks = [("change_case:english_lowercase", {}), _existence(word)]
+    checks = [("change_case:english_lowercase", {}), _existence(word), _varied(4)]
     return Made(ask, checks, topic.sentences[word].lower(), word)
 
 
@@ -126,6 +134,7 @@ def _avoid(r: random.Random, split: str, topic: Topic, word: str, phrase: str) -
         ("keywords:forbidden_words", {"forbidden_words": [forbidden]}),
         _existence(topic.name),
         _at_least(least),
+        _varied(5),
     ]
     return Made(ask, checks, topic.sentences[word], topic.name)
 

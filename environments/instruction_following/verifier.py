@@ -72,9 +72,9 @@ def loose_forms(text: str) -> Iterator[str]:
 
 
 def follows(text: str, identifier: str, given: dict[str, Any]) -> bool:
-    """Whether `text` follows the instruction. A blank text follows none."""
+    """Whether `text` follows the instruction. A text without a letter or a digit follows none."""
     known = instruction(identifier)
-    return bool(text.strip()) and bool(known.check(text, **known.read(given)))
+    return any(map(str.isalnum, text)) and bool(known.check(text, **known.read(given)))
 
 
 def verdict(row: FollowingRow, output: list[Item], settings: Settings) -> Verdict:

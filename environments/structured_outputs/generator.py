@@ -11,6 +11,8 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from environments.structured_outputs.schemas import Compiled
+
 NAMES = {
     "train": ["Alice", "Ben", "Clara", "David", "Emma", "Felix", "Grace", "Henry", "Ivy", "Jonas", "Karen", "Leo"],
     "heldout": ["Maria", "Nico", "Olivia", "Peter", "Ruth", "Simon", "Tara", "Victor"],
@@ -62,9 +64,7 @@ def _trip(r: random.Random, split: str) -> Made:
 
 def _cities(r: random.Random, split: str) -> Made:
     chosen = r.sample(CITIES[split], 3)
-    allowed = sorted([*chosen, r.choice([city for city in CITIES[split] if city not in chosen])])
-    items = {"type": "string", "enum": allowed}
-    schema = _object(cities={"type": "array", "items": items, "minItems": 3, "maxItems": 3, "uniqueItems": True})
+    schema = _object(cities={"type": "array", "items": _word(3), "minItems": 3, "maxItems": 3, "uniqueItems": True})
     return f"The tour visits {chosen[0]}, {chosen[1]} and {chosen[2]}.", schema, {"cities": chosen}
 
 
@@ -76,15 +76,22 @@ def _rows(r: random.Random, split: str) -> Made:
 
 
 def _stated(schema: dict[str, Any], values: Any) -> dict[str, Any]:
-    """`schema`, narrowed to `values`: the same numbers, the same words (their first letter in either case), lists in their order."""
+    """`schema`, narrowed to `values`: the same numbers, the same words (their first letter in either case). A list of words may
+    come in any order, a list of objects in the text's."""
     if isinstance(values, dict):
         return {**schema, "properties": {key: _stated(schema["properties"][key], values[key]) for key in values}}
+    if isinstance(values, list) and isinstance(values[0], str):
+        return {**schema, "items": {"type": "string", "pattern": "|".join(map(_spelled, values))}}
     if isinstance(values, list):  # `items` stays: it tells a CSV column's type
         rows = [_stated(schema["items"], value) for value in values]
         return {**schema, "prefixItems": rows, "minItems": len(rows), "maxItems": len(rows)}
     if isinstance(values, int):
         return {**schema, "const": values}
-    return {**schema, "pattern": f"^[{values[0].upper()}{values[0].lower()}]{values[1:]}$"}
+    return {**schema, "pattern": _spelled(values)}
+
+
+def _spelled(word: str) -> str:
+    return f"^[{word[0].upper()}{word[0].lower()}]{word[1:]}$"
 
 
 def _json(values: Any) -> str:
@@ -132,17 +139,6 @@ def _ask(document: str, schema: dict[str, Any], kind: str) -> str:
     )
 
 
-def _fits(values: Any, schema: dict[str, Any]) -> bool:
-    """Whether a worked example's answer would pass the task's schema too; only what the makers above use."""
-    if isinstance(values, dict):
-        return all(_fits(value, schema["properties"][key]) for key, value in values.items())
-    if isinstance(values, list):
-        return all(_fits(value, schema["items"]) for value in values)
-    if isinstance(values, int):
-        return bool(schema["minimum"] <= values <= schema["maximum"])
-    return values in schema["enum"] if "enum" in schema else True
-
-
 def generate(n: int, seed: int, split: str) -> Iterator[dict[str, Any]]:
     """`n` rows, families in turn; row k is a function of (k, seed, split). Worked examples are train tasks whose answer
     fails the task's own schema: copying one earns nothing."""
@@ -150,17 +146,19 @@ def generate(n: int, seed: int, split: str) -> Iterator[dict[str, Any]]:
         r = random.Random(f"structured_outputs|{seed}|{split}|{k}")
         family, difficulty, shots, kind, make, write = FAMILIES[k % len(FAMILIES)]
         document, schema, values = make(r, split)
+        graded = _stated(schema, values)
+        checked = Compiled(graded)
         turns = []
         for _ in range(shots):
             shown, shown_schema, shown_values = make(r, "train")
-            while _fits(shown_values, schema):
+            while checked.problem(shown_values) is None:
                 shown, shown_schema, shown_values = make(r, "train")
             turns.append({"role": "user", "content": _ask(shown, _wrapped(shown_schema, kind), kind)})
             turns.append({"role": "assistant", "content": write(shown_values)})
         turns.append({"role": "user", "content": _ask(document, _wrapped(schema, kind), kind)})
         yield {
             "responses_create_params": {"input": turns},
-            "schema_str": json.dumps(_wrapped(_stated(schema, values), kind)),
+            "schema_str": json.dumps(_wrapped(graded, kind)),
             "schema_type": kind,
             "response_mode": "text",
             "gold_answer": write(values),

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import orjson
 import typer
 import yaml
+from rich.console import Console
 from rich.progress import Progress
 
 from gym_servers.environment import Environment
@@ -31,7 +32,10 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise OmnigymError(f"--set '{pair}': must be key=value")
-        settings[key] = yaml.safe_load(value)
+        try:
+            settings[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise OmnigymError(f"--set '{pair}': the value is not YAML; put it in quotes") from None
     return settings
 
 
@@ -44,9 +48,7 @@ async def verify_line(environment: Environment, pool: WorkerPool, where: str, li
         request = case.get("request")
         if not isinstance(request, dict):
             near = difflib.get_close_matches("request", list(case), n=1)
-            raise RowError(
-                f"{where}: field 'request' must be the body of POST /verify" + (f", not '{near[0]}'" if near else "")
-            )
+            raise RowError("field 'request' must be the body of POST /verify" + (f", not '{near[0]}'" if near else ""))
         response = request.get("response")
         output = response.get("output") if isinstance(response, dict) else None
         if isinstance(response, dict) and response.get("error"):  # what failed upstream is no answer to grade
@@ -54,10 +56,11 @@ async def verify_line(environment: Environment, pool: WorkerPool, where: str, li
                 Failure(kind="model_error", message=f"{where}: the response failed: {response['error']}")
             )
         if not isinstance(output, list) or not all(isinstance(item, dict) for item in output):
-            raise RowError(f"{where}: field 'request.response.output' must be a list of Responses items")
+            raise RowError("field 'request.response.output' must be a list of Responses items")
         verdict = await judge(environment, {k: v for k, v in request.items() if k != "response"}, output, pool)
     except RowError as error:
-        return {"id": name, "failure": Failure(kind="bad_row", message=str(error), retryable=False).model_dump()}
+        message = str(error) if str(error).startswith(where) else f"{where}: {error}"
+        return {"id": name, "failure": Failure(kind="bad_row", message=message, retryable=False).model_dump()}
     except FailureError as error:
         return {"id": name, "failure": error.failure.model_dump()}
     return {"id": name, **verdict.model_dump()}
@@ -71,7 +74,7 @@ async def verify_file(environment: Environment, cases: Path, out: Path, workers:
     with (
         contextlib.closing(WorkerPool(workers, warm=warm)) as pool,
         whole_file(out) as file,
-        Progress(transient=True) as progress,
+        Progress(console=Console(stderr=True), transient=True) as progress,
     ):
         bar = progress.add_task(f"verify {environment.name}", total=sum(1 for _ in read_lines(cases)))
         window: list[asyncio.Task[dict[str, Any]]] = []

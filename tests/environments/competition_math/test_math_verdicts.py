@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from environments.competition_math.server import CompetitionMath
+from environments.competition_math.verifier import decide
 from gym_servers.protocol import RowError, Verdict
 from gym_servers.verification import judge
 from gym_servers.workers import WorkerPool
@@ -64,3 +66,24 @@ def test_train_and_heldout_share_no_question() -> None:
     heldout = {row["question"] for row in environment.generate(900, 1, "heldout")}
     assert not train & heldout
     assert not any(text.startswith(tuple(heldout)) for text in shown)
+
+
+@pytest.mark.parametrize(("split", "most"), [("train", 20), ("heldout", 30)])  # few easy questions are held out
+def test_a_copied_example_the_request_and_a_fixed_answer_earn_nothing(split: Any, most: int) -> None:
+    environment = CompetitionMath()
+    answers: dict[str, Counter[str]] = defaultdict(Counter)
+    copied = 0
+    for task in environment.generate(1500, 6, split):
+        row = environment.check_row(task)
+        answers[task["family"]][task["expected_answer"]] += 1
+        turns = task["responses_create_params"]["input"]
+        fixed = ["", "\\boxed{}", "I do not know.", "1 2 3 4 5 6 7 8 9 10"]
+        for text in [turns[-1]["content"], *fixed, *(t["content"] for t in turns if t["role"] == "assistant")]:
+            verdict = decide(text, task["expected_answer"])[0]
+            copied += text.count("\\boxed") == 1 and text not in fixed
+            assert verdict is not None and verdict.reward == 0.0, (task["family"], text)
+        assert 0.0 <= row.model_extra["difficulty"] <= 1.0  # type: ignore[index]
+    assert copied > 2000
+    for family, counts in answers.items():
+        assert counts.most_common(1)[0][1] <= most, (family, counts)
+    assert sum(answers.values(), Counter()).most_common(1)[0][1] < 0.06 * 1500

@@ -44,6 +44,16 @@ def test_case(case: dict[str, Any]) -> None:
         assert grade(case).reward == case["expected"]["reward"]
 
 
+def test_every_instruction_has_a_case_that_follows_it_and_one_that_does_not() -> None:
+    alone: dict[float, set[str]] = {0.0: set(), 1.0: set()}
+    for case in CASES:
+        identifiers = case["request"].get("instruction_id_list")
+        if "reward" in case["expected"] and isinstance(identifiers, list) and len(identifiers) == 1:
+            alone[case["expected"]["reward"]].add(identifiers[0])
+    assert alone[1.0] == set(INSTRUCTIONS)
+    assert alone[0.0] == set(INSTRUCTIONS)
+
+
 def test_the_registry_has_ifeval_the_extended_set_and_ifbench() -> None:
     assert len(INSTRUCTIONS) == 25 + 29 + 58
 
@@ -112,6 +122,18 @@ HOSTILE = {
     "commas": "," * 65536,
     "surrogate": "\ud800 cat \udfff",
     "nul": "\x00 a \x00",
+    "words": "the cat sat on the mat. " * 2730,
+    "lines": "* cat - <<cat>> [cat] P. S.\n" * 2400,
+    "half a title": "<<" + "a" * 65000,
+    "half placeholders": "[a" * 32000,
+    "half fences": "```" * 21000,
+    "options": "A) a\n" * 13000,
+    "italics": "<i>" * 21000,
+    "one line": "a b " * 16000 + "\n",
+    "japanese": "お" * 65000,
+    "accents": "é" * 65000,
+    "combining": "e" + "\u0301" * 65000,
+    "tabs and quotes": '"\t"' * 21000,
 }
 
 
@@ -146,7 +168,7 @@ def test_kwargs_of_published_rows_may_carry_nulls_and_whole_floats() -> None:
     assert ENVIRONMENT.verify(row, message("1 2 3")).reward == 1.0
 
 
-@pytest.mark.parametrize("text", ["", " ", "\n\n", "<think>tea tea tea tea"])
+@pytest.mark.parametrize("text", ["", " ", "\n\n", "\u200b", "...!?", "* - []", "<think>tea tea tea tea"])
 def test_an_empty_answer_follows_nothing(text: str) -> None:
     for identifier, known in INSTRUCTIONS.items():
         row = ENVIRONMENT.check_row({"instruction_id_list": [identifier], "kwargs": [kwargs_for(known)]})

@@ -58,6 +58,26 @@ def test_one_answer_does_not_fit_all(lazy: str) -> None:
     assert all(reward(row, lazy) == 0.0 for row in ENVIRONMENT.generate(200, 6, "train"))
 
 
+def stuffed(row: dict[str, Any]) -> str:
+    """The wanted word again and again, in the form that the task asks for."""
+    given = dict(zip(row["instruction_id_list"], row["kwargs"], strict=True))
+    word = given["keywords:existence"]["keywords"][0]
+    match row["family"]:
+        case "bullets":
+            return "\n".join([f"* {word}"] * given["detectable_format:number_bullet_lists"]["num_bullets"])
+        case "ending":
+            return f"{' '.join([word] * 12)} {given['startend:end_checker']['end_phrase']}"
+        case "title":
+            return f"<<{word}>> {' '.join([word] * 12)}"
+    return " ".join([word] * 12)
+
+
+@pytest.mark.parametrize("split", ["train", "heldout"])
+def test_stuffing_the_wanted_word_earns_nothing(split: Any) -> None:
+    for row in ENVIRONMENT.generate(160, 9, split):
+        assert reward(row, stuffed(row)) == 0.0, (row["family"], stuffed(row))
+
+
 def test_the_closing_phrase_alone_earns_nothing() -> None:
     rows = [row for row in ENVIRONMENT.generate(400, 7, "train") if row["family"] == "ending"]
     assert all(reward(row, row["kwargs"][0]["end_phrase"]) == 0.0 for row in rows)

@@ -130,8 +130,9 @@ def blind(schema: dict[str, Any], r: random.Random) -> Any:
         case "object":
             return {name: blind(inner, r) for name, inner in schema["properties"].items()}
         case "array":
-            options = schema["items"].get("enum")
-            return r.sample(options, 3) if options else [blind(schema["items"], r) for _ in range(schema["minItems"])]
+            if schema["items"]["type"] == "string":
+                return r.sample([*generator.CITIES["train"], "London", "Prague"], schema["minItems"])
+            return [blind(schema["items"], r) for _ in range(schema["minItems"])]
         case "integer":
             return r.choice([schema["minimum"], schema["maximum"], r.randint(schema["minimum"], schema["maximum"])])
     return r.choice([*generator.NAMES["train"], *generator.THINGS["train"], "Maria", "pillow"])
