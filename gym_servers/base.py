@@ -1,6 +1,7 @@
 """What every server has: a bearer token, body and time limits, one error envelope, health, metrics, drain.
 
-One plain ASGI layer around a FastAPI app: a verdict may cost half a millisecond of CPU, and stacked middlewares alone cost that.
+One plain ASGI layer around a Starlette (or FastAPI) app: a verdict may cost half a millisecond of CPU, and stacked middlewares
+alone cost that. A request ends at the time limit, or sooner where its `X-Deadline-Seconds` says so.
 Every error is `{"error": {"type", "message", "request_id"}}`. While draining, new requests get 503 and those in flight finish.
 """
 
@@ -10,20 +11,30 @@ import asyncio
 import hmac
 import logging
 import secrets
+import socket
 import time
 from typing import Any
 
 import orjson
-from fastapi import FastAPI, HTTPException, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from pydantic import BaseModel, ConfigDict
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gym_servers import deadline
+from gym_servers.client import raise_open_file_limit
 from gym_servers.protocol import FailureError, OmnigymError, RowError
+from gym_servers.tools import ToolRefused
 
 log = logging.getLogger("omnigym.server")
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 RETRY_AFTER_SECONDS = "1"
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+BACKLOG = 4096
+"""Connections that wait to be accepted: all rollouts of a step may connect at once. The kernel caps it (somaxconn)."""
 
 
 class ServerSettings(BaseModel):
@@ -63,6 +74,7 @@ class Guard:
         self.registry = CollectorRegistry()
         self.requests = Counter("omnigym_requests", "Requests", ["status"], registry=self.registry)
         self.seconds = Histogram("omnigym_request_seconds", "Seconds a request took", registry=self.registry)
+        self._too_large = f"the body is larger than {settings.max_body_bytes} bytes"
         self._expected = f"Bearer {settings.token}".encode() if settings.token is not None else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -73,6 +85,11 @@ class Guard:
         request_id = headers.get(b"x-request-id", b"").decode("latin-1")[:64] or secrets.token_hex(8)
         scope.setdefault("state", {})["request_id"] = request_id
         refusal = self._refusal(scope["path"], headers, request_id)
+        seconds = self.settings.request_seconds
+        try:
+            seconds = deadline.seconds_of(headers.get(b"x-deadline-seconds"), seconds)
+        except OmnigymError as error:
+            refusal = refusal or problem(400, "invalid_request", str(error), request_id)
         if refusal is not None:
             self.requests.labels(str(refusal.status_code)).inc()
             await refusal(scope, receive, send)
@@ -86,7 +103,7 @@ class Guard:
             message = await receive()
             received += len(message.get("body", b""))
             if received > self.settings.max_body_bytes:
-                raise TooLarge
+                raise TooLarge(self._too_large)
             return message
 
         async def watched(message: Message) -> None:
@@ -97,21 +114,22 @@ class Guard:
 
         began = time.perf_counter()
         self.in_flight += 1
+        token = deadline.enter(deadline.after(seconds))
         try:
-            async with asyncio.timeout(self.settings.request_seconds):
+            async with asyncio.timeout(seconds):
                 await self.app(scope, limited, watched)
         except (TooLarge, TimeoutError) as error:
             if started:
                 raise
             if isinstance(error, TooLarge):
-                message = f"the body is larger than {self.settings.max_body_bytes} bytes"
-                response = problem(413, "body_too_large", message, request_id)
+                response = problem(413, "body_too_large", self._too_large, request_id)
             else:
-                message = f"no answer within {self.settings.request_seconds:g} s"
+                message = f"no answer within {seconds:g} s"
                 response = problem(503, "timeout", message, request_id, retryable=True)
             status = response.status_code
             await response(scope, receive, send)
         finally:
+            deadline.leave(token)
             self.in_flight -= 1
             self.requests.labels(str(status)).inc()
             self.seconds.observe(time.perf_counter() - began)
@@ -125,17 +143,31 @@ class Guard:
             return problem(503, "draining", "the server is stopping", request_id, retryable=True)
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self.settings.max_body_bytes:
-            message = f"the body is larger than {self.settings.max_body_bytes} bytes"
-            return problem(413, "body_too_large", message, request_id)
+            return problem(413, "body_too_large", self._too_large, request_id)
         return None
 
     async def drain(self, seconds: float) -> bool:
         """Refuse new requests and wait for those in flight. False where some were still running after `seconds`."""
         self.draining = True
-        deadline = time.monotonic() + seconds
-        while self.in_flight and time.monotonic() < deadline:
+        end = time.monotonic() + seconds
+        while self.in_flight and time.monotonic() < end:
             await asyncio.sleep(0.02)
         return self.in_flight == 0
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises OmnigymError that names the port."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+        sock.listen(BACKLOG)  # before the address is told: who reads it may connect at once
+    except OSError as error:
+        sock.close()
+        raise OmnigymError(f"cannot listen on {host}:{port}: {error.strerror}; choose another port, or 0") from None
+    raise_open_file_limit()
+    return sock
 
 
 async def read_object(request: Request) -> dict[str, Any]:
@@ -149,56 +181,67 @@ async def read_object(request: Request) -> dict[str, Any]:
     return body
 
 
-def build(app: FastAPI, settings: ServerSettings) -> Guard:
+def _identify(request: Request) -> str:
+    return str(request.scope.get("state", {}).get("request_id", ""))
+
+
+async def _too_large(request: Request, error: Exception) -> Response:
+    return problem(413, "body_too_large", str(error), _identify(request))
+
+
+async def _tool_refused(request: Request, error: Exception) -> Response:
+    return problem(422, "tool_refused", str(error), _identify(request))
+
+
+async def _bad_row(request: Request, error: Exception) -> Response:
+    return problem(422, "bad_row", str(error), _identify(request))
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    assert isinstance(error, FailureError)
+    failure = error.failure
+    return problem(503, failure.kind, failure.message, _identify(request), retryable=failure.retryable)
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    return problem(400, "invalid_request", str(error), _identify(request))
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    kind = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
+    message = f"{request.method} {request.url.path}: {error.detail}"
+    return problem(error.status_code, kind, message, _identify(request))
+
+
+async def _bug(request: Request, error: Exception) -> Response:
+    log.exception("request %s failed", _identify(request))
+    return problem(500, "internal_error", f"{type(error).__name__}: see the server's log", _identify(request))
+
+
+def build(app: Starlette, settings: ServerSettings) -> Guard:
     """`app` with health, metrics and the error envelope, inside its Guard."""
     guard = Guard(app, settings)
+    for kind, handler in (
+        (TooLarge, _too_large),
+        (RowError, _bad_row),
+        (ToolRefused, _tool_refused),
+        (FailureError, _failed),
+        (OmnigymError, _refused),
+        (HTTPException, _http),
+        (Exception, _bug),
+    ):
+        app.add_exception_handler(kind, handler)
 
-    def identify(request: Request) -> str:
-        return str(request.scope.get("state", {}).get("request_id", ""))
-
-    @app.exception_handler(TooLarge)
-    async def too_large(request: Request, error: TooLarge) -> Response:
-        return problem(
-            413, "body_too_large", f"the body is larger than {settings.max_body_bytes} bytes", identify(request)
-        )
-
-    @app.exception_handler(RowError)
-    async def bad_row(request: Request, error: RowError) -> Response:
-        return problem(422, "bad_row", str(error), identify(request))
-
-    @app.exception_handler(FailureError)
-    async def failed(request: Request, error: FailureError) -> Response:
-        failure = error.failure
-        return problem(503, failure.kind, failure.message, identify(request), retryable=failure.retryable)
-
-    @app.exception_handler(OmnigymError)
-    async def refused(request: Request, error: OmnigymError) -> Response:
-        return problem(400, "invalid_request", str(error), identify(request))
-
-    @app.exception_handler(HTTPException)
-    @app.exception_handler(404)
-    @app.exception_handler(405)
-    async def http(request: Request, error: HTTPException) -> Response:
-        kind = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
-        return problem(
-            error.status_code, kind, f"{request.method} {request.url.path}: {error.detail}", identify(request)
-        )
-
-    @app.exception_handler(Exception)
-    async def bug(request: Request, error: Exception) -> Response:
-        log.exception("request %s failed", identify(request))
-        return problem(500, "internal_error", f"{type(error).__name__}: see the server's log", identify(request))
-
-    @app.get("/healthz")
-    async def healthz() -> Response:
+    async def healthz(request: Request) -> Response:
         return answer({"status": "ok"})
 
-    @app.get("/readyz")
-    async def readyz() -> Response:
+    async def readyz(request: Request) -> Response:
         return answer({"status": "draining" if guard.draining else "ready"}, 503 if guard.draining else 200)
 
-    @app.get("/metrics")
-    async def metrics() -> Response:
+    async def metrics(request: Request) -> Response:
         return Response(generate_latest(guard.registry), media_type=CONTENT_TYPE_LATEST)
 
+    for path, endpoint in (("/healthz", healthz), ("/readyz", readyz), ("/metrics", metrics)):
+        app.add_route(path, endpoint)
     return guard

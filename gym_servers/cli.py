@@ -10,6 +10,7 @@ from importlib.metadata import entry_points
 import typer
 from rich.console import Console
 
+from gym_servers.commands import agent as agent_command
 from gym_servers.commands import eval as eval_command
 from gym_servers.commands import rollout as rollout_command
 from gym_servers.protocol import OmnigymError
@@ -25,6 +26,7 @@ def build() -> typer.Typer:
         no_args_is_help=True,
         pretty_exceptions_enable=False,
     )
+    agent_command.register(app)
     eval_command.register(app)
     rollout_command.register(app)
     for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):

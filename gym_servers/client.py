@@ -1,23 +1,46 @@
 """One aiohttp client for calls between servers: pooled, bounded, with a deadline that travels, retried with one idempotency key.
 
-Retried are only calls that the other side did not finish: connection errors and 503 with `retryable`. Anything else is final.
+Retried are only calls that the other side did not finish: connection errors and 503 with `retryable` (for others' servers, the
+statuses given). Anything else is final.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
+import resource
 import time
 import uuid
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import aiohttp
 import orjson
 
+from gym_servers import deadline
 from gym_servers.protocol import Failure, FailureError, FailureKind, RowError
 
-DEADLINE_HEADER = "X-Deadline-Seconds"
+RETRY_AFTER_MOST = 60.0
+OPEN_FILES = 65_536
+
+Answered = tuple[int, bytes, dict[str, str], float]
+"""Status, body, cookies set and Retry-After (seconds; 0 where it says none) of one finished HTTP exchange."""
+
+
+class Transport(Protocol):
+    """Makes an exchange otherwise than over a socket (gym_servers/hosts/inprocess.py)."""
+
+    async def __call__(self, url: str, data: bytes, headers: dict[str, str]) -> Answered:
+        """POST `data`. Raises OSError where nobody listens at `url`."""
+        ...
+
+
+def raise_open_file_limit() -> None:
+    """Let this process open up to 65,536 files, where it may: a connection is one, and the usual soft limit is 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 @dataclass
@@ -38,7 +61,7 @@ class Reply:
         return value
 
 
-def _problem(url: str, status: int, body: bytes, kind: FailureKind) -> Exception:
+def _problem(url: str, status: int, body: bytes, kind: FailureKind, retried: frozenset[int]) -> Exception:
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -49,15 +72,34 @@ def _problem(url: str, status: int, body: bytes, kind: FailureKind) -> Exception
         return RowError(message)
     named = error.get("type") if isinstance(error, dict) else None
     failure = {"kind": named if named in FailureKind.__args__ else kind, "message": f"{url}: {status}: {message}"}  # type: ignore[attr-defined]
-    retryable = bool(value.get("retryable", status == 503)) if isinstance(value, dict) else status >= 500
-    return FailureError(Failure.model_validate({**failure, "retryable": retryable}))
+    retryable = bool(value.get("retryable", status in retried)) if isinstance(value, dict) else status >= 500
+    return FailureError(Failure.model_validate({**failure, "retryable": retryable}), status)
+
+
+def _retry_after(header: str) -> float:
+    """Seconds in a Retry-After header; 0 for none, and for a date."""
+    return min(float(header), RETRY_AFTER_MOST) if header.isdigit() else 0.0
 
 
 class Client:
-    """Use as `async with Client(...) as client`. concurrency bounds the open connections."""
+    """Use as `async with Client(...) as client`. concurrency bounds the open connections. transport: instead of sockets.
 
-    def __init__(self, *, token: str | None = None, concurrency: int = 256, retries: int = 4) -> None:
-        self.retries = retries
+    retried: statuses that are tried again where the body does not say. wait: seconds before the first retry, doubled each time;
+    after a 429 a longer Retry-After is kept, up to RETRY_AFTER_MOST.
+    """
+
+    def __init__(
+        self,
+        *,
+        token: str | None = None,
+        concurrency: int = 256,
+        retries: int = 4,
+        transport: Transport | None = None,
+        retried: frozenset[int] = frozenset({503}),
+        wait: float = 0.1,
+    ) -> None:
+        self.retries, self.retried, self.wait = retries, retried, wait
+        self._transport = transport
         self._headers = {"Content-Type": "application/json"}
         if token is not None:
             self._headers["Authorization"] = f"Bearer {token}"
@@ -66,6 +108,7 @@ class Client:
 
     async def __aenter__(self) -> Client:
         connector = aiohttp.TCPConnector(limit=self._concurrency, keepalive_timeout=30)
+        raise_open_file_limit()
         self._session = aiohttp.ClientSession(
             connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False, auto_decompress=True
         )
@@ -85,27 +128,30 @@ class Client:
         cookies: dict[str, str] | None = None,
         key: str | None = None,
     ) -> Reply:
-        """POST until it is answered or `seconds` are over. Raises FailureError (of `kind` where the other side names none)
-        or RowError (422)."""
+        """POST until it is answered or `seconds` are over (those of the request that is being answered here, where fewer).
+
+        Raises FailureError (of `kind` where the other side names none) or RowError (422).
+        """
         assert self._session is not None, "use the client as `async with`"
         data = orjson.dumps(body)
-        deadline = time.monotonic() + seconds
+        end = deadline.after(seconds)
         headers = {**self._headers, "Idempotency-Key": key or uuid.uuid4().hex}
         if cookies:
             headers["Cookie"] = "; ".join(f"{name}={value}" for name, value in cookies.items())
         for attempt in range(self.retries + 1):
-            left = deadline - time.monotonic()
+            left = end - time.monotonic()
             if left <= 0:
                 raise FailureError(Failure(kind="timeout", message=f"{url}: no answer within {seconds:g} s"))
-            headers[DEADLINE_HEADER] = f"{left:.3f}"
+            headers[deadline.HEADER] = f"{left:.3f}"
             problem: Exception
+            after = 0.0
             try:
-                timeout = aiohttp.ClientTimeout(total=left)
-                async with self._session.post(url, data=data, headers=headers, timeout=timeout) as response:
-                    reply = await response.read()
-                    if response.status == 200:
-                        return Reply(reply, {name: morsel.value for name, morsel in response.cookies.items()})
-                    problem = _problem(url, response.status, reply, kind)
+                status, reply, set_cookies, retry_after = await self._exchange(url, data, headers, left)
+                if status == 200:
+                    return Reply(reply, set_cookies)
+                problem = _problem(url, status, reply, kind, self.retried)
+                if status == 429:
+                    after = retry_after
             except TimeoutError:
                 raise FailureError(Failure(kind="timeout", message=f"{url}: no answer within {seconds:g} s")) from None
             except (aiohttp.ClientError, OSError) as error:
@@ -113,5 +159,17 @@ class Client:
             retryable = isinstance(problem, FailureError) and problem.failure.retryable
             if not retryable or attempt == self.retries:
                 raise problem
-            await asyncio.sleep(min(left, 0.1 * 2**attempt * (0.5 + random.random())))
+            wait = self.wait * 2**attempt * (0.5 + random.random())
+            await asyncio.sleep(max(0.0, min(end - time.monotonic(), max(wait, after))))
         raise AssertionError("unreachable")
+
+    async def _exchange(self, url: str, data: bytes, headers: dict[str, str], seconds: float) -> Answered:
+        if self._transport is not None:
+            async with asyncio.timeout(seconds):
+                return await self._transport(url, data, headers)
+        assert self._session is not None
+        timeout = aiohttp.ClientTimeout(total=seconds)
+        async with self._session.post(url, data=data, headers=headers, timeout=timeout) as response:
+            reply = await response.read()
+            set_cookies = {name: morsel.value for name, morsel in response.cookies.items()}
+            return response.status, reply, set_cookies, _retry_after(response.headers.get("Retry-After", ""))

@@ -9,13 +9,14 @@ The resources server (gym_servers/resources.py) adapts it to HTTP, `omnigym veri
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gym_servers.protocol import Item, OmnigymError, RowError, Verdict
+from gym_servers.tools import Tool
 
 Split = Literal["train", "heldout"]
 
@@ -74,6 +75,10 @@ class Environment(ABC):
     def verify(self, row: Row, output: list[Item]) -> Verdict:
         """Pure function of the row and the Responses output items. Runs in a killable worker."""
 
+    def tools(self) -> Sequence[Tool]:
+        """What an agent can call. A tool that takes the state belongs to a StatefulEnvironment."""
+        return ()
+
     def prepare(self) -> None:
         """Import what `verify` needs; called once where workers are forked from, outside anybody's CPU limit."""
         return None
@@ -95,3 +100,46 @@ class Environment(ABC):
         module = importlib.import_module(cls.__module__)
         assert module.__file__ is not None
         return Path(module.__file__).parent
+
+
+class StatefulEnvironment(Environment):
+    """An environment whose episode has a state, which tools read and change. It is pickled between requests."""
+
+    @abstractmethod
+    def seed(self, row: Row) -> Any:
+        """The state at the start of an episode."""
+
+    @abstractmethod
+    def verify_state(self, row: Row, output: list[Item], state: Any) -> Verdict:
+        """Pure function of the row, the output items and the state at the end. Runs in a killable worker.
+
+        state is None where there was no session: the output is graded by what its calls say, or refused by a RowError.
+        """
+
+    def verify(self, row: Row, output: list[Item]) -> Verdict:
+        return self.verify_state(row, output, None)
+
+
+class GroupRollout(BaseModel):
+    """What a group verdict knows of one rollout."""
+
+    model_config = ConfigDict(extra="allow")
+    output: list[Item]
+    attempt: int = 0
+    truncated: bool = False
+    usage: dict[str, int] = {}
+
+
+class GroupEnvironment(Environment):
+    """An environment that rewards the rollouts of one task together, by comparing them. It keeps no state."""
+
+    reward = "group"
+
+    @abstractmethod
+    def verify_group(self, row: Row, rollouts: list[GroupRollout]) -> list[Verdict]:
+        """One verdict a rollout, in their order. Pure, runs in a killable worker. A group may be of any size from 1."""
+
+    def verify(self, row: Row, output: list[Item]) -> Verdict:
+        raise RowError(
+            f"environment '{self.name}' rewards groups: POST /{self.name}/verify_group {{task, rollouts: [{{response}}]}}"
+        )

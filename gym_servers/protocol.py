@@ -48,11 +48,12 @@ class RowError(OmnigymError):
 
 
 class FailureError(OmnigymError):
-    """Carries a `Failure` through Python code; servers turn it into 503 `{error, retryable}`."""
+    """Carries a `Failure` through Python code; servers turn it into 503 `{error, retryable}`. status: HTTP's, where one came."""
 
-    def __init__(self, failure: Failure) -> None:
+    def __init__(self, failure: Failure, status: int | None = None) -> None:
         super().__init__(f"{failure.kind}: {failure.message}")
         self.failure = failure
+        self.status = status
 
 
 class Verdict(BaseModel):
@@ -159,12 +160,15 @@ class Rollout(BaseModel):
     reward: float | None = None
     parts: dict[str, Any] = Field(default_factory=dict)
     explanation: str = ""
+    group_size: int = 0
+    """How many rollouts its group verdict was on, itself included; 0 where it is graded alone."""
     failure: Failure | None = None
     truncated: bool = False
     truncation_reason: Literal["", "max_tokens", "context"] = ""
     steps: int = 0
     usage: dict[str, int] = Field(default_factory=dict)
-    """Engine's own counts, retried and abandoned calls included: prompt_tokens, sampled_tokens, requests."""
+    """Engine's own counts, retried and abandoned calls included: prompt_tokens, sampled_tokens, requests. dropped_tokens: those
+    sampled that are in no segment."""
     timings: dict[str, float] = Field(default_factory=dict)
 
     @property

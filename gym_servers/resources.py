@@ -2,50 +2,46 @@
 
 `POST /verify` takes NeMo-Gym's body, the task row with `response`, and answers it with `reward` and our fields added. A verdict
 that failed is 503 `{error, retryable}`, a bad row 422; a 200 always has a reward. A repeated request with the same
-`Idempotency-Key` gets the stored verdict. `POST /seed_session` opens nothing yet: single-turn environments hold no state.
-Not here yet: tools, sessions with state, `/verify_group`.
+`Idempotency-Key` gets the stored verdict. `POST /verify_group` does so for the rollouts of a task together.
+
+`POST /seed_session` opens a session where the environment has a state; the answer says how the environment rewards and which tools
+only read. The session is a cookie or the header `X-Session-Id`, and ends with the verdict. `POST /<tool>` calls a tool: 422 is
+for the model to read, 503 is a failure. `GET /tools` lists them for `responses_create_params.tools`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
+import logging
+import pickle
+import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import APIRouter, FastAPI, Request, Response
+import orjson
+from pydantic import BaseModel, ValidationError
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from gym_servers.base import Guard, ServerSettings, answer, build, read_object
-from gym_servers.environment import Environment
+from gym_servers.environment import Environment, GroupEnvironment, GroupRollout, StatefulEnvironment
+from gym_servers.idempotency import Once
 from gym_servers.protocol import Failure, FailureError, Item, OmnigymError, RowError
 from gym_servers.registry import environment_names
-from gym_servers.verification import judge
+from gym_servers.sessions import MemorySessions, Session, SessionStore, lost, new_session, reap_for_ever, session_name
+from gym_servers.tools import Tool, ToolRefused, check_tools
+from gym_servers.verification import judge, judge_group
 from gym_servers.workers import WorkerPool
 
+log = logging.getLogger("omnigym.resources")
 MAX_STORED_VERDICTS = 100_000
-
-
-class Verdicts:
-    """Verdicts by idempotency key, the oldest forgotten first. Requests that come while the first runs wait for it."""
-
-    def __init__(self, limit: int = MAX_STORED_VERDICTS) -> None:
-        self.limit = limit
-        self._stored: OrderedDict[str, asyncio.Future[dict[str, Any]]] = OrderedDict()
-
-    def get(self, key: str) -> asyncio.Future[dict[str, Any]] | None:
-        return self._stored.get(key)
-
-    def begin(self, key: str) -> asyncio.Future[dict[str, Any]]:
-        future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        self._stored[key] = future
-        while len(self._stored) > self.limit:
-            self._stored.popitem(last=False)
-        return future
-
-    def forget(self, key: str) -> None:
-        """A failure is not stored: the next request tries again."""
-        self._stored.pop(key, None)
+COOKIE = "omnigym_session"
+SESSION_HEADER = "X-Session-Id"
+MAX_CONFLICTS = 16
 
 
 def output_items(body: dict[str, Any], name: str) -> list[Item]:
@@ -61,72 +57,215 @@ def output_items(body: dict[str, Any], name: str) -> list[Item]:
     return output
 
 
-def routes(environment: Environment, pool: WorkerPool) -> APIRouter:
-    """The routes of one environment."""
-    router = APIRouter()
-    verdicts = Verdicts()
-
-    async def verdict_of(body: dict[str, Any]) -> dict[str, Any]:
-        output = output_items(body, environment.name)
-        row = {key: value for key, value in body.items() if key != "response"}
-        return (await judge(environment, row, output, pool)).model_dump()
-
-    @router.post("/verify")
-    async def verify(request: Request) -> Response:
-        body = await read_object(request)
-        key = request.headers.get("idempotency-key")
-        if key is None:
-            return answer({**body, **await verdict_of(body)})
-        stored = verdicts.get(key)
-        if stored is not None:
-            return answer({**body, **await asyncio.shield(stored)})
-        future = verdicts.begin(key)
+def group_rollouts(body: dict[str, Any], name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """(task row, rollouts as GroupRollout takes them) of a verify_group body. Raises RowError, FailureError."""
+    task, given = body.get("task"), body.get("rollouts")
+    if not isinstance(task, dict):
+        raise RowError(f"environment '{name}': field 'task' must be the task's row")
+    if not isinstance(given, list) or not given or not all(isinstance(rollout, dict) for rollout in given):
+        raise RowError(
+            f"environment '{name}': field 'rollouts' must be a list of objects with 'response', at least one"
+        )
+    rollouts = []
+    for number, rollout in enumerate(given):
+        fields = {key: value for key, value in rollout.items() if key != "response"}
         try:
-            verdict = await verdict_of(body)
-        except BaseException as error:
-            verdicts.forget(key)
-            if isinstance(error, Exception):
-                future.set_exception(error)
-                future.exception()  # nobody else may be waiting
-            else:
-                future.cancel()
+            parsed = GroupRollout.model_validate({**fields, "output": output_items(rollout, name)})
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise RowError(f"environment '{name}': field 'rollouts.{number}.{where}': {first['msg']}") from None
+        rollouts.append(parsed.model_dump())
+    return task, rollouts
+
+
+def tool_output(result: Any) -> tuple[str, bytes]:
+    """(media type, body) of a tool's result: text as it is, anything else as JSON."""
+    if isinstance(result, str):
+        return "text/plain", result.encode(errors="replace")
+    value = result.model_dump(mode="json") if isinstance(result, BaseModel) else result
+    return "application/json", orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS)
+
+
+class Served:
+    """One environment behind its routes."""
+
+    def __init__(self, environment: Environment, pool: WorkerPool, sessions: SessionStore, secret: str) -> None:
+        self.environment, self.pool, self.sessions, self.secret = environment, pool, sessions, secret
+        self.name = environment.name
+        self.tools = check_tools(self.name, environment.tools())
+        for tool in self.tools.values():
+            if tool.with_state and not isinstance(environment, StatefulEnvironment):
+                raise OmnigymError(f"environment '{self.name}': tool '{tool.name}' takes a state, and there is none")
+        self.once = Once(MAX_STORED_VERDICTS)
+        self.about = {
+            "reward": environment.reward,
+            "read_only_tools": [t.name for t in self.tools.values() if t.read_only],
+        }
+
+    def routes(self, prefix: str) -> list[Route]:
+        """Under `/<environment>`, or at the root. Tools come last: no tool can stand before a path of ours."""
+        routes = [
+            Route(f"{prefix}/verify", self.verify, methods=["POST"]),
+            Route(f"{prefix}/seed_session", self.seed_session, methods=["POST"]),
+            Route(f"{prefix}/tools", self.list_tools, methods=["GET"]),
+        ]
+        if isinstance(self.environment, GroupEnvironment):
+            routes.append(Route(f"{prefix}/verify_group", self.verify_group, methods=["POST"]))
+        return [*routes, Route(f"{prefix}/{{tool}}", self.call_tool, methods=["POST"])]
+
+    # -- verdicts ------------------------------------------------------------------------------------------------
+
+    async def verify(self, request: Request) -> Response:
+        """The body with the verdict added."""
+        body = await read_object(request)
+
+        async def make() -> dict[str, Any]:
+            output = output_items(body, self.name)
+            name = self.session(request)
+            session = await self.load(name) if name is not None else None
+            row = {key: value for key, value in body.items() if key != "response"}
+            verdict = await judge(self.environment, row, output, self.pool, session.state if session else None)
+            if name is not None:
+                await self.sessions.drop(name)
+            return verdict.model_dump()
+
+        return answer({**body, **await self.once(request.headers.get("idempotency-key"), make)})
+
+    async def verify_group(self, request: Request) -> Response:
+        """`{rewards, verdicts}` in the order of the rollouts."""
+        body = await read_object(request)
+        environment = self.environment
+        assert isinstance(environment, GroupEnvironment)
+
+        async def make() -> dict[str, Any]:
+            task, rollouts = group_rollouts(body, self.name)
+            verdicts = await judge_group(environment, task, rollouts, self.pool)
+            return {"rewards": [v.reward for v in verdicts], "verdicts": [v.model_dump() for v in verdicts]}
+
+        return answer(await self.once(request.headers.get("idempotency-key"), make))
+
+    # -- sessions ------------------------------------------------------------------------------------------------
+
+    def session(self, request: Request) -> str | None:
+        """Name of the request's session; None where it names none, or the environment keeps none. Raises FailureError."""
+        if not isinstance(self.environment, StatefulEnvironment):
+            return None
+        signed = request.headers.get(SESSION_HEADER) or request.cookies.get(COOKIE)
+        return session_name(signed, self.name, self.secret) if signed else None
+
+    async def load(self, name: str) -> Session:
+        """The session. Raises FailureError where it is gone."""
+        session = await self.sessions.load(name)
+        if session is None:
+            raise lost(self.name)
+        return session
+
+    async def seed_session(self, request: Request) -> Response:
+        """Open a session where there is a state to keep."""
+        body = await read_object(request)
+        if not isinstance(self.environment, StatefulEnvironment):
+            return answer(self.about)
+        state = self.environment.seed(self.environment.check_row(body))
+        name, signed = new_session(self.name, self.secret)
+        await self.sessions.store(name, Session(pickle.dumps(state, pickle.HIGHEST_PROTOCOL)))
+        response = answer({**self.about, "session_id": signed}, headers={SESSION_HEADER: signed})
+        response.set_cookie(COOKIE, signed, httponly=True, samesite="strict")
+        return response
+
+    # -- tools ---------------------------------------------------------------------------------------------------
+
+    async def list_tools(self, request: Request) -> Response:
+        """The tools' declarations."""
+        return answer([tool.declaration() for tool in self.tools.values()])
+
+    async def call_tool(self, request: Request) -> Response:
+        """The tool's output. 422: the model's mistake. 503: ours."""
+        name = request.path_params["tool"]
+        tool = self.tools.get(name)
+        if tool is None:
+            known = ", ".join(self.tools) or "none"
+            raise HTTPException(404, f"environment '{self.name}' has no tool '{name}'; it has: {known}")
+        limit = self.environment.settings.max_answer_chars
+        if len(await request.body()) > limit:
+            raise ToolRefused(f"tool '{name}': the arguments are longer than {limit} bytes")
+        arguments = tool.parse(await read_object(request))
+        key = request.headers.get("idempotency-key")
+        if tool.with_state:
+            media_type, body = await self.call_with_state(tool, arguments, request, key)
+        else:
+            media_type, body = await self.result(tool, None, arguments)
+        return Response(body, media_type=media_type)
+
+    async def call_with_state(
+        self, tool: Tool, arguments: dict[str, Any], request: Request, key: str | None
+    ) -> tuple[str, bytes]:
+        name = self.session(request)
+        if name is None:
+            message = (
+                f"environment '{self.name}': tool '{tool.name}' needs a session: POST /{self.name}/seed_session and "
+                f"send its cookie, or the header {SESSION_HEADER}"
+            )
+            raise FailureError(Failure(kind="environment_down", message=message, retryable=False))
+        for _ in range(MAX_CONFLICTS):
+            session = await self.load(name)
+            if key is not None and key in session.replies:
+                return session.replies[key]
+            state = pickle.loads(session.state)
+            reply = await self.result(tool, state, arguments)
+            if tool.read_only:
+                return reply
+            after = session.after(pickle.dumps(state, pickle.HIGHEST_PROTOCOL), key, reply)
+            if await self.sessions.store(name, after):
+                return reply
+        message = f"environment '{self.name}' tool '{tool.name}': too many calls change the session at once"
+        raise FailureError(Failure(kind="tool_crash", message=message))
+
+    async def result(self, tool: Tool, state: Any, arguments: dict[str, Any]) -> tuple[str, bytes]:
+        try:
+            return tool_output(await tool.call(state, arguments))
+        except (ToolRefused, FailureError):
             raise
-        future.set_result(verdict)
-        return answer({**body, **verdict})
-
-    @router.post("/seed_session")
-    async def seed_session(request: Request) -> Response:
-        await read_object(request)
-        return answer({})
-
-    return router
+        except Exception as error:
+            log.exception("environment '%s' tool '%s'", self.name, tool.name)
+            message = f"environment '{self.name}' tool '{tool.name}': {type(error).__name__}: {error}"
+            raise FailureError(Failure(kind="tool_crash", message=message)) from None
 
 
 def build_resources(
-    environments: Sequence[Environment], settings: ServerSettings | None = None, workers: int = 2
+    environments: Sequence[Environment],
+    settings: ServerSettings | None = None,
+    workers: int = 2,
+    sessions: SessionStore | None = None,
+    secret: str | None = None,
 ) -> Guard:
-    """An ASGI app that serves `environments`. Raises OmnigymError where two have one name or there is none."""
+    """An ASGI app that serves `environments`. Raises OmnigymError where two have one name or there is none.
+
+    secret: signs session ids; one of this process where absent, which is enough while sessions are in its memory.
+    """
     names = [environment.name for environment in environments]
     if not names or len(set(names)) != len(names):
         raise OmnigymError(f"a resources server needs environments of different names, got {names}")
     installed = set(environment_names())
     warm = [("gym_servers.verification:prepare_environment", (name,)) for name in names if name in installed]
     pool = WorkerPool(workers, warm=warm)
+    store: SessionStore = MemorySessions() if sessions is None else sessions
+    secret = secret or secrets.token_urlsafe(24)
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        reaper = asyncio.create_task(reap_for_ever(store, min(30.0, store.ttl_seconds / 2)))
         yield
+        reaper.cancel()
         await asyncio.to_thread(pool.close)
 
-    app = FastAPI(title="omnigym resources server", lifespan=lifespan)
-    for environment in environments:
-        router = routes(environment, pool)
-        app.include_router(router, prefix=f"/{environment.name}")
-        if len(environments) == 1:
-            app.include_router(router)
+    async def listing(request: Request) -> Response:
+        return answer([{"name": one.name, **one.about, "tools": list(one.tools)} for one in served])
 
-    @app.get("/environments")
-    async def listing() -> Response:
-        return answer([{"name": name} for name in names])
-
-    return build(app, settings or ServerSettings())
+    served = [Served(environment, pool, store, secret) for environment in environments]
+    routes = [Route("/environments", listing, methods=["GET"])]
+    for one in served:
+        routes += one.routes(f"/{one.name}")
+    if len(served) == 1:
+        routes += served[0].routes("")
+    return build(Starlette(routes=routes, lifespan=lifespan), settings or ServerSettings())

@@ -1,4 +1,4 @@
-"""Signed rollout ids for URLs: `/r/<signed id>/v1`. A rollout can reach its own ledger and nobody else's.
+"""Signed ids: of a rollout in a URL (`/r/<signed id>/v1`), of a session in a cookie. Each reaches its own and nobody else's.
 
 The form is `base64url(id).base64url(first 16 bytes of HMAC-SHA256(secret, id))`, without padding.
 """
@@ -16,7 +16,7 @@ TAG_BYTES = 16
 
 
 class SignatureError(OmnigymError):
-    """A signed rollout id that this deployment did not make."""
+    """A signed id that this deployment did not make."""
 
 
 def _encode(raw: bytes) -> str:
@@ -27,25 +27,41 @@ def _tag(body: bytes, secret: str) -> bytes:
     return hmac.digest(secret.encode(), body, "sha256")[:TAG_BYTES]
 
 
-def sign_rollout_id(rollout_id: str, secret: str) -> str:
-    """`rollout_id` with its tag, safe in a URL path. Raises SignatureError for an id that is empty or too long."""
-    body = rollout_id.encode()
+def _sign(text: str, secret: str) -> str:
+    body = text.encode()
     if not 0 < len(body) <= MAX_ID_BYTES:
-        raise SignatureError(f"a rollout id has 1 to {MAX_ID_BYTES} bytes, this one has {len(body)}")
+        raise SignatureError(f"an id has 1 to {MAX_ID_BYTES} bytes, this one has {len(body)}")
     return f"{_encode(body)}.{_encode(_tag(body, secret))}"
 
 
-def check_rollout_id(signed: str, secret: str) -> str:
-    """The rollout id inside `signed`. Raises SignatureError where the tag is not ours."""
+def _check(signed: str, secret: str, what: str, fix: str) -> str:
     body, _, tag = signed.partition(".")
     try:
         raw = base64.b64decode(body + "=" * (-len(body) % 4), altchars=b"-_", validate=True)
         given = base64.b64decode(tag + "=" * (-len(tag) % 4), altchars=b"-_", validate=True)
-        rollout_id = raw.decode()
+        text = raw.decode()
     except (binascii.Error, ValueError):
-        raise SignatureError(
-            "the rollout id in the URL is malformed: use the base URL that the collector gave"
-        ) from None
+        raise SignatureError(f"the {what} is malformed: {fix}") from None
     if len(raw) > MAX_ID_BYTES or not hmac.compare_digest(given, _tag(raw, secret)):
-        raise SignatureError("the rollout id in the URL is not signed by this deployment: use the collector's base URL")
-    return rollout_id
+        raise SignatureError(f"the {what} is not signed by this deployment: {fix}")
+    return text
+
+
+def sign_rollout_id(rollout_id: str, secret: str) -> str:
+    """`rollout_id` with its tag, safe in a URL path. Raises SignatureError for an id that is empty or too long."""
+    return _sign(rollout_id, secret)
+
+
+def check_rollout_id(signed: str, secret: str) -> str:
+    """The rollout id inside `signed`. Raises SignatureError where the tag is not ours."""
+    return _check(signed, secret, "rollout id in the URL", "use the base URL that the collector gave")
+
+
+def sign_session_id(name: str, secret: str) -> str:
+    """`name` with its tag, safe in a cookie. It is no rollout id, though one secret signs both."""
+    return _sign(name, f"session/{secret}")
+
+
+def check_session_id(signed: str, secret: str) -> str:
+    """The session's name inside `signed`. Raises SignatureError where the tag is not ours."""
+    return _check(signed, f"session/{secret}", "session id", "seed_session gives out another")

@@ -1,19 +1,23 @@
 """From an output to a verdict, or to a failure: an infrastructure failure is never a reward, and a policy cannot escape a
 bad reward by breaking the grader (design: The records).
 
-`judge` checks the row, asks `quick` in this process, and hands what is left to `verify` in a worker. A worker that breaks is
-tried again, fresh. If the same output breaks two fresh workers by its own content (CPU, memory, an exception, a crash, or
-sleeping while the machine was not starved) the verdict is the lowest reward with `unverifiable_output`, unless the gold
-answer breaks a worker too: then the fault is the verifier's, and it is a Failure.
+`judge` checks the row, asks `quick` in this process, and hands what is left to `verify` in a worker, with the session's state where
+there is one. A worker that breaks is tried again, fresh. If the same output breaks two fresh workers by its own content (CPU,
+memory, an exception, a crash, or sleeping while the machine was not starved) the verdict is the lowest reward with
+`unverifiable_output`, unless the gold answer breaks a worker too: then the fault is the verifier's, and it is a Failure.
+
+`judge_group` does the same for a group: outputs that break the grader on their own get the lowest reward, the others theirs
+without them.
 """
 
 from __future__ import annotations
 
 import math
+import pickle
 from typing import Any
 
-from gym_servers.environment import Environment
-from gym_servers.protocol import Failure, FailureError, FailureKind, Item, Verdict
+from gym_servers.environment import Environment, GroupEnvironment, GroupRollout, StatefulEnvironment
+from gym_servers.protocol import Failure, FailureError, FailureKind, Item, RowError, Verdict
 from gym_servers.registry import environment_class
 from gym_servers.workers import WorkerError, WorkerPool
 
@@ -21,11 +25,34 @@ WALL_FACTOR = 15.0
 WALL_MINIMUM = 30.0
 
 
+def _environment(name: str, settings: dict[str, Any]) -> Environment:
+    cls = environment_class(name)
+    return cls(cls.settings_type.model_validate(settings))
+
+
 def verify_in_worker(name: str, settings: dict[str, Any], row: dict[str, Any], output: list[Item]) -> dict[str, Any]:
     """Runs inside a worker: the verdict of environment `name` as JSON-like data."""
-    cls = environment_class(name)
-    environment = cls(cls.settings_type.model_validate(settings))
+    environment = _environment(name, settings)
     return environment.verify(environment.check_row(row), output).model_dump()
+
+
+def verify_state_in_worker(
+    name: str, settings: dict[str, Any], row: dict[str, Any], output: list[Item], state: bytes
+) -> dict[str, Any]:
+    """The same with the pickled state of a session."""
+    environment = _environment(name, settings)
+    assert isinstance(environment, StatefulEnvironment)
+    return environment.verify_state(environment.check_row(row), output, pickle.loads(state)).model_dump()
+
+
+def verify_group_in_worker(
+    name: str, settings: dict[str, Any], row: dict[str, Any], rollouts: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Runs inside a worker: one verdict a rollout."""
+    environment = _environment(name, settings)
+    assert isinstance(environment, GroupEnvironment)
+    group = [GroupRollout.model_validate(rollout) for rollout in rollouts]
+    return [verdict.model_dump() for verdict in environment.verify_group(environment.check_row(row), group)]
 
 
 def prepare_environment(name: str) -> None:
@@ -33,66 +60,117 @@ def prepare_environment(name: str) -> None:
     environment_class(name)().prepare()
 
 
+def _crash(environment: Environment, message: str, retryable: bool = False) -> FailureError:
+    message = f"environment '{environment.name}': {message}"
+    return FailureError(Failure(kind="verifier_crash", message=message, retryable=retryable))
+
+
 def check_range(environment: Environment, verdict: Verdict) -> Verdict:
     """The verdict, if its reward is finite and in the environment's range. Raises FailureError otherwise."""
     low, high = environment.reward_range
     if not math.isfinite(verdict.reward) or not low <= verdict.reward <= high:
-        raise FailureError(
-            Failure(
-                kind="verifier_crash",
-                message=f"environment '{environment.name}': reward {verdict.reward} outside [{low}, {high}]",
-                retryable=False,
-            )
-        )
+        raise _crash(environment, f"reward {verdict.reward} outside [{low}, {high}]")
     return verdict
 
 
 async def _attempt(
-    environment: Environment, row: dict[str, Any], output: list[Item], pool: WorkerPool, fresh: bool = False
-) -> Verdict:
+    environment: Environment, target: str, args: tuple[Any, ...], pool: WorkerPool, fresh: bool = False
+) -> Any:
     settings = environment.settings
-    result = await pool.run(
-        "gym_servers.verification:verify_in_worker",
-        (environment.name, settings.model_dump(), row, output),
+    return await pool.run(
+        f"gym_servers.verification:{target}",
+        (environment.name, settings.model_dump(), *args),
         cpu_seconds=settings.verify_cpu_seconds,
         wall_seconds=max(WALL_MINIMUM, WALL_FACTOR * settings.verify_cpu_seconds),
         memory_mb=settings.verify_memory_mb,
         fresh=fresh,
     )
-    return Verdict.model_validate(result)
 
 
-async def judge(environment: Environment, row: dict[str, Any], output: list[Item], pool: WorkerPool) -> Verdict:
-    """The verdict on `output` for `row`. Raises RowError (the row is bad) or FailureError (nobody's answer is at fault)."""
-    parsed = environment.check_row(row)
-    verdict = environment.quick(parsed, output)
-    if verdict is not None:
-        return check_range(environment, verdict)
+async def _twice(environment: Environment, target: str, args: tuple[Any, ...], pool: WorkerPool) -> Any:
+    """The worker's answer, or the two WorkerErrors where it breaks by its own content. Raises FailureError otherwise."""
     try:
-        return check_range(environment, await _attempt(environment, row, output, pool))
+        return await _attempt(environment, target, args, pool)
     except WorkerError as error:
         first = error
     try:  # fresh: what the first worker kept in memory must not be what breaks the second
-        return check_range(environment, await _attempt(environment, row, output, pool, fresh=True))
+        return await _attempt(environment, target, args, pool, fresh=True)
     except WorkerError as error:
         second = error
     if not second.by_content:
         kind: FailureKind = "timeout" if second.kind == "wall" else "verifier_crash"
         raise FailureError(Failure(kind=kind, message=f"environment '{environment.name}': {second.message}"))
-    gold = environment.gold(parsed)
-    if gold is not None and gold != output:
-        try:
-            await _attempt(environment, row, gold, pool, fresh=True)
-        except WorkerError as error:
-            raise FailureError(
-                Failure(
-                    kind="verifier_crash",
-                    message=f"environment '{environment.name}': the gold answer breaks the verifier too: {error}",
-                    retryable=False,
-                )
-            ) from None
+    return first, second
+
+
+def _unverifiable(environment: Environment, errors: tuple[WorkerError, WorkerError]) -> Verdict:
+    first, second = errors
     return Verdict(
         reward=environment.reward_range[0],
         explanation=f"The output broke the verifier twice ({first.kind}, then {second.kind}): {second.message}",
         parts={"unverifiable_output": True},
     )
+
+
+async def judge(
+    environment: Environment, row: dict[str, Any], output: list[Item], pool: WorkerPool, state: bytes | None = None
+) -> Verdict:
+    """The verdict on `output` for `row`. state: of the session, pickled.
+
+    Raises RowError (the row is bad) or FailureError (nobody's answer is at fault).
+    """
+    parsed = environment.check_row(row)
+    verdict = environment.quick(parsed, output)
+    if verdict is not None:
+        return check_range(environment, verdict)
+    if state is None:
+        result = await _twice(environment, "verify_in_worker", (row, output), pool)
+    else:
+        result = await _twice(environment, "verify_state_in_worker", (row, output, state), pool)
+    if not isinstance(result, tuple):
+        return check_range(environment, Verdict.model_validate(result))
+    gold = environment.gold(parsed)
+    if gold is not None and gold != output:
+        try:
+            await _attempt(environment, "verify_in_worker", (row, gold), pool, fresh=True)
+        except WorkerError as error:
+            raise _crash(environment, f"the gold answer breaks the verifier too: {error}") from None
+        except RowError:
+            if state is None:
+                raise
+            # gold has no session, and the environment grades nothing without one: it says nothing of the verifier
+    return _unverifiable(environment, result)
+
+
+async def judge_group(
+    environment: GroupEnvironment, row: dict[str, Any], rollouts: list[dict[str, Any]], pool: WorkerPool
+) -> list[Verdict]:
+    """One verdict a rollout, in their order. Raises RowError or FailureError, for all of them."""
+    parsed = environment.check_row(row)
+    target = "verify_group_in_worker"
+    result = await _twice(environment, target, (row, rollouts), pool)
+    broken: dict[int, Verdict] = {}
+    if isinstance(result, tuple):
+        for index, rollout in enumerate(rollouts):
+            alone = await _twice(environment, target, (row, [rollout]), pool)
+            if isinstance(alone, tuple):
+                broken[index] = _unverifiable(environment, alone)
+        gold = environment.gold(parsed)
+        if not broken:
+            raise _crash(environment, f"the group breaks the verifier, no rollout alone does: {result[1]}")
+        if gold is not None:
+            try:
+                await _attempt(environment, target, (row, [{"output": gold}]), pool, fresh=True)
+            except WorkerError as error:
+                raise _crash(environment, f"the gold answer breaks the verifier too: {error}") from None
+        elif len(broken) == len(rollouts):
+            raise _crash(environment, f"every rollout of the group breaks the verifier: {result[1]}")
+        left = [rollout for index, rollout in enumerate(rollouts) if index not in broken]
+        result = await _twice(environment, target, (row, left), pool) if left else []
+        if isinstance(result, tuple):
+            raise _crash(environment, f"the group breaks the verifier without those that do alone: {result[1]}")
+    verdicts = iter([check_range(environment, Verdict.model_validate(verdict)) for verdict in result])
+    judged = [broken[index] if index in broken else next(verdicts, None) for index in range(len(rollouts))]
+    if None in judged or next(verdicts, None) is not None:
+        raise _crash(environment, f"{len(result)} verdicts for {len(rollouts) - len(broken)} rollouts")
+    return [verdict for verdict in judged if verdict is not None]

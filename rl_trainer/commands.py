@@ -134,6 +134,12 @@ def execute(
     return summary
 
 
+def lasting_folder(runs_folder: Path) -> Path:
+    """`runs_folder`, but never in the copy of the working directory that Ray makes for a job and deletes after it."""
+    inside = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not runs_folder.is_absolute()
+    return Path.home() / runs_folder if inside else runs_folder
+
+
 def _interrupt(number: int, frame: object) -> None:
     """SIGTERM ends a run as Ctrl-C does: everything it started is stopped."""
     raise KeyboardInterrupt
@@ -165,7 +171,7 @@ def train(
         return
     source = RunStore.open(from_rollouts) if from_rollouts is not None else None
     if store is None:
-        store = RunStore.create(chosen.runs_folder, chosen.name, chosen.to_yaml())
+        store = RunStore.create(lasting_folder(chosen.runs_folder), chosen.name, chosen.to_yaml())
     store.lock()
     if overrides:
         write_whole(store.folder / "config.yaml", chosen.to_yaml().encode())

@@ -1,9 +1,15 @@
-"""Packing segments into micro-batches by token budget, without padding, and attention that respects the packing."""
+"""Packing segments into micro-batches by token budget, without padding, and attention that respects the packing.
+
+Rollouts of one group begin with the same prompt. It is computed once: a trunk is the tokens before the first sampled one, its
+branches are what follows in each segment, and a branch attends to its trunk and to itself. Log-probabilities and gradients are those
+of the whole segments (the prompt's gradient is the sum over its branches). Not covered: sharing what was sampled itself.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -47,19 +53,39 @@ class TrainSegment:
         """Number of tokens that this segment sampled."""
         return int(self.mask.sum())
 
+    @property
+    def prompt(self) -> int:
+        """Number of tokens before the first sampled one (all of them where none was sampled)."""
+        return int(self.mask.argmax()) if self.mask.any() else len(self.token_ids)
+
+
+Trunks = tuple[tuple[int, tuple[int, ...]], ...]
+
+
+def shared_prompts(batch: Sequence[TrainSegment], members: Sequence[int]) -> list[tuple[int, list[int]]]:
+    """(tokens of the trunk, the segments that begin with it), in order of appearance. A segment alone is all trunk."""
+    found: dict[bytes, list[int]] = {}
+    for index in members:
+        segment = batch[index]
+        found.setdefault(segment.token_ids[: segment.prompt].tobytes(), []).append(index)
+    return [
+        (batch[group[0]].prompt if len(group) > 1 else len(batch[group[0]].token_ids), group)
+        for group in found.values()
+    ]
+
 
 @dataclass(frozen=True)
 class Packed:
-    """One micro-batch: segments end to end.
+    """One micro-batch: trunks end to end, each followed by its branches.
 
-    ids, position_ids: int64 [1, T]; positions restart at 0 in each segment. lengths: tokens per segment.
-    source: int64 [M], index of the hidden state that predicts each sampled token (its position minus one).
+    ids, position_ids: int64 [1, T]; a position is that in the token's own segment. trunks: (tokens of the trunk, tokens of each
+    branch) in order; they sum to T. source: int64 [M], index of the hidden state that predicts each sampled token.
     targets [M]; segment [M] in 0..S-1; lp_gen, advantage [M] float32; members: index into the batch, [S].
     """
 
     ids: Tensor
     position_ids: Tensor
-    lengths: tuple[int, ...]
+    trunks: Trunks
     source: Tensor
     targets: Tensor
     segment: Tensor
@@ -85,26 +111,64 @@ def plan_bins(lengths: Sequence[int], budget: int) -> list[list[int]]:
     return bins
 
 
+def plan_micro_batches(batch: Sequence[TrainSegment], indices: Sequence[int], budget: int) -> list[list[int]]:
+    """Micro-batches of at most `budget` packed tokens; a segment longer than that has one of its own.
+
+    Segments that share a prompt stay together as far as the budget allows, then the prompt is computed again.
+    """
+    pieces: list[tuple[int, list[int]]] = []
+    for trunk, group in shared_prompts(batch, indices):
+        size, piece = trunk, list[int]()
+        for index in sorted(group, key=lambda i: (-len(batch[i].token_ids), i)):
+            branch = len(batch[index].token_ids) - trunk
+            if piece and size + branch > budget:
+                pieces.append((size, piece))
+                size, piece = trunk, []
+            size += branch
+            piece.append(index)
+        pieces.append((size, piece))
+    bins = plan_bins([size for size, _ in pieces], budget)
+    return [[index for k in members for index in pieces[k][1]] for members in bins]
+
+
 def pack(batch: Sequence[TrainSegment], members: Sequence[int], device: str | torch.device = "cpu") -> Packed:
-    """The segments `members` of `batch`, in that order, as one micro-batch."""
+    """The segments `members` of `batch` as one micro-batch; what belongs to sampled tokens is in the members' order."""
+    ids: list[NDArray[np.int64]] = []
+    places: list[NDArray[np.int64]] = []
+    trunks: list[tuple[int, tuple[int, ...]]] = []
+    index_of: dict[int, NDArray[np.int64]] = {}  # segment -> where each of its tokens lies
+    at = 0
+    for trunk, group in shared_prompts(batch, members):
+        stem = np.arange(at, at + trunk)
+        ids.append(batch[group[0]].token_ids[:trunk])
+        places.append(np.arange(trunk))
+        at += trunk
+        branches = []
+        for index in group:
+            branch = batch[index].token_ids[trunk:]
+            index_of[index] = np.concatenate([stem, np.arange(at, at + len(branch))])
+            if len(branch):
+                ids.append(branch)
+                places.append(np.arange(trunk, trunk + len(branch)))
+                branches.append(len(branch))
+                at += len(branch)
+        trunks.append((trunk, tuple(branches)))
     chosen = [batch[i] for i in members]
-    lengths = tuple(len(s.token_ids) for s in chosen)
-    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
     positions = [np.flatnonzero(s.mask) for s in chosen]
 
     def tensor(parts: list[Any], dtype: torch.dtype) -> Tensor:
         return torch.as_tensor(np.concatenate(parts), dtype=dtype).to(device)
 
     return Packed(
-        ids=tensor([s.token_ids for s in chosen], torch.int64)[None],
-        position_ids=tensor([np.arange(n) for n in lengths], torch.int64)[None],
-        lengths=lengths,
-        source=tensor([at + start - 1 for at, start in zip(positions, starts, strict=True)], torch.int64),
-        targets=tensor([s.token_ids[at] for s, at in zip(chosen, positions, strict=True)], torch.int64),
-        segment=tensor([np.full(len(at), k) for k, at in enumerate(positions)], torch.int64),
-        lp_gen=tensor([s.lp_gen[at] for s, at in zip(chosen, positions, strict=True)], torch.float32),
+        ids=tensor(ids, torch.int64)[None],
+        position_ids=tensor(places, torch.int64)[None],
+        trunks=tuple(trunks),
+        source=tensor([index_of[i][where - 1] for i, where in zip(members, positions, strict=True)], torch.int64),
+        targets=tensor([s.token_ids[where] for s, where in zip(chosen, positions, strict=True)], torch.int64),
+        segment=tensor([np.full(len(where), k) for k, where in enumerate(positions)], torch.int64),
+        lp_gen=tensor([s.lp_gen[where] for s, where in zip(chosen, positions, strict=True)], torch.float32),
         advantage=tensor(
-            [np.full(len(at), s.advantage) for s, at in zip(chosen, positions, strict=True)], torch.float32
+            [np.full(len(where), s.advantage) for s, where in zip(chosen, positions, strict=True)], torch.float32
         ),
         members=tuple(members),
     )
@@ -118,24 +182,37 @@ def packed_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    segment_lengths: tuple[int, ...] | None = None,
+    trunks: Trunks | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention inside each segment: [1, heads, T, D] -> [1, T, heads, D]; cost sum of squares, no mask.
+    """Causal attention inside each segment: [1, heads, T, D] -> [1, T, heads, D]; a branch sees its trunk and itself.
 
-    Registered with transformers as ATTENTION; `segment_lengths` comes through the model's keyword arguments.
+    Registered with transformers as ATTENTION; `trunks` comes through the model's keyword arguments.
     """
-    if segment_lengths is None:
-        raise ValueError("packed attention was called without segment_lengths")
+    if trunks is None:
+        raise ValueError("packed attention was called without trunks")
     if dropout and module.training:
         raise ValueError("the policy's attention dropout must be 0: log-probabilities would be random")
-    if getattr(module, "sliding_window", None) and max(segment_lengths) > module.sliding_window:  # type: ignore[operator]
-        raise ValueError(f"a segment of {max(segment_lengths)} tokens exceeds the model's sliding window")
-    grouped = query.shape[1] != key.shape[1]
-    outputs = [
-        nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
-        for q, k, v in zip(*(torch.split(x, list(segment_lengths), dim=2) for x in (query, key, value)), strict=True)
-    ]
+    longest = max(trunk + max(branches, default=0) for trunk, branches in trunks)
+    window = getattr(module, "sliding_window", None)
+    if window and longest > window:
+        raise ValueError(f"a segment of {longest} tokens exceeds the model's sliding window")
+    attend = partial(
+        nn.functional.scaled_dot_product_attention, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
+    )
+    outputs: list[Tensor] = []
+    at = 0
+    for trunk, branches in trunks:
+        stem = slice(at, at + trunk)
+        outputs.append(attend(query[:, :, stem], key[:, :, stem], value[:, :, stem], is_causal=True))
+        at += trunk
+        for length in branches:
+            own = slice(at, at + length)
+            keys = torch.cat([key[:, :, stem], key[:, :, own]], dim=2)
+            values = torch.cat([value[:, :, stem], value[:, :, own]], dim=2)
+            seen = torch.ones(length, trunk + length, dtype=torch.bool, device=query.device).tril(trunk)
+            outputs.append(attend(query[:, :, own], keys, values, attn_mask=seen))
+            at += length
     return torch.cat(outputs, dim=2).transpose(1, 2), None
 
 

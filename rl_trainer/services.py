@@ -10,7 +10,6 @@ Under Ray only the policy workers are actors; servers belong to the driver, on t
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import os
 import secrets
@@ -21,46 +20,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from gym_servers.client import Client
 from gym_servers.hosts.local import LOOPBACK, LocalHost
-from gym_servers.models.wire import unpack_ledger
-from gym_servers.protocol import Failure, FailureError, Rollout
+from gym_servers.protocol import Rollout
 from gym_servers.rollouts import Collector, RolloutRequest
 from rl_trainer.config import RunConfig
 from rl_trainer.loop import RolloutPlan, RunStopped
-
-
-class _BookedCollector(Collector):
-    """Adds what the books need: `dropped_tokens`, the engine's tokens that are in no segment of the final attempt.
-
-    Every attempt has its own idempotency keys: the verdict on an abandoned attempt's output, or on that of an earlier run at
-    the same servers, is never the verdict on this one's.
-    """
-
-    _attempts = itertools.count()
-    _nonce = secrets.token_hex(4)
-
-    def _fresh(self, request: RolloutRequest) -> Rollout:
-        rollout = super()._fresh(request)
-        rollout.group = f"{self._nonce}/{next(self._attempts)}/{request.group}"
-        return rollout
-
-    async def _join(self, client: Client, base: str, rollout: Rollout, spent: dict[str, int]) -> Failure | None:
-        try:
-            reply = await client.post(f"{base.removesuffix('/v1')}/close", {}, seconds=120, kind="model_error")
-            ledger = unpack_ledger(reply.body)
-        except FailureError as error:
-            return error.failure
-        except ValueError as error:
-            return Failure(kind="model_error", message=str(error))
-        rollout.segments = ledger.segments
-        if ledger.truncated:
-            rollout.truncated, rollout.truncation_reason = True, ledger.truncation_reason
-        abandoned = spent["sampled_tokens"]
-        for name in ("prompt_tokens", "sampled_tokens", "requests"):
-            spent[name] += ledger.usage.get(name, 0)
-        spent["dropped_tokens"] = abandoned + ledger.dropped
-        return None
 
 
 class HttpGeneration:
@@ -85,7 +49,7 @@ class HttpGeneration:
 
     async def _collect(self, plans: Sequence[RolloutPlan], on_done: Callable[[Rollout], None]) -> None:
         sampling = self.config.sampling
-        collector = _BookedCollector(
+        collector = Collector(
             environments=self.environments,
             model_url=self.model_url,
             run=f"{self.run}/{secrets.token_hex(4)}",
@@ -100,7 +64,6 @@ class HttpGeneration:
             no_progress_seconds=self.config.no_progress_seconds,
             token=self.token,
         )
-        by_key = {(plan.group, plan.attempt): plan for plan in plans}
         requests = (
             RolloutRequest(
                 plan.task.row, plan.task.task_id, plan.task.environment, plan.group, plan.attempt, seed=plan.seed
@@ -110,9 +73,7 @@ class HttpGeneration:
 
         async def gather() -> None:
             async for rollout in collector.collect(requests):
-                group = rollout.group.split("/", 2)[2]
-                plan = by_key[group, rollout.attempt]
-                on_done(rollout.model_copy(update={"group": plan.group}))
+                on_done(rollout)
 
         collecting, watching = asyncio.create_task(gather()), asyncio.create_task(self.host.watch())
         try:
@@ -216,6 +177,9 @@ class Services:
         address = os.environ.get("RAY_ADDRESS") or self.config.ray.address
         if not address:
             os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+            os.environ.setdefault(
+                "RAY_worker_niceness", "0"
+            )  # Ray's 15 lets any other process of the user's stall a step
         import ray
 
         if address:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import math
+import re
 from functools import lru_cache
 from typing import Any
 
@@ -14,6 +16,9 @@ REGEX_BYTES = 2_000_000
 QUICK_NODES = 400
 QUICK_DEPTH = 16
 QUICK_PATTERN_CHARS = 128
+QUICK_PATTERN_STATES = 512
+"""Most characters that a pattern may have once its counted repetitions are written out, nested as badly as can be."""
+_REPEAT = re.compile(r"\{([0-9]{1,4})(?:,([0-9]{0,4}))?\}")
 QUICK_FORBIDDEN = frozenset(
     {
         "$ref",
@@ -157,6 +162,15 @@ def compiled(text: str) -> Compiled:
     return Compiled(load_schema(text))
 
 
+def pattern_states(pattern: str) -> float:
+    """A bound on the size of `pattern` as an automaton: its characters times all its repetition counts; inf where a brace is
+    no count: it may then name a class of thousands of characters."""
+    counts = [max(int(low), int(high or 0), 1) for low, high in _REPEAT.findall(pattern)]
+    if len(counts) != pattern.count("{"):
+        return math.inf
+    return len(pattern) * math.prod(counts)
+
+
 def small(schema: Any) -> bool:
     """Whether compiling and applying `schema` is cheap for sure: few nodes, shallow, short patterns, no references
     and no combinators."""
@@ -171,7 +185,9 @@ def small(schema: Any) -> bool:
             if not QUICK_FORBIDDEN.isdisjoint(value):
                 return False
             pattern = value.get("pattern")
-            if isinstance(pattern, str) and (len(pattern) > QUICK_PATTERN_CHARS or "{" in pattern):
+            if isinstance(pattern, str) and (
+                len(pattern) > QUICK_PATTERN_CHARS or pattern_states(pattern) > QUICK_PATTERN_STATES
+            ):
                 return False
             stack.extend((item, depth + 1) for item in value.values())
         elif isinstance(value, list):

@@ -1,4 +1,4 @@
-"""`omnigym env list | generate`."""
+"""`omnigym env list | serve | generate`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from gym_servers.commands.serve import serve
 from gym_servers.environment import Split
 from gym_servers.protocol import OmnigymError
 from gym_servers.registry import environment_class, environment_names, load_environment
@@ -63,7 +64,8 @@ def generate(
 
 def register(app: typer.Typer) -> None:
     """Add `omnigym env ...`."""
-    group = typer.Typer(help="Environments: list them, generate tasks.", no_args_is_help=True)
+    group = typer.Typer(help="Environments: list them, serve them over HTTP, generate tasks.", no_args_is_help=True)
     group.command("list")(list_environments)
+    group.command("serve")(serve)
     group.command("generate")(generate)
     app.add_typer(group, name="env")

@@ -107,7 +107,12 @@ def evaluate(
     retries: Annotated[int, typer.Option(min=0, help="Tries more of a phase that failed, before it is a failure.")] = 2,
     max_failures: Annotated[float, typer.Option(help="Stop when more than this share of rollouts failed.")] = 0.05,
     model_name: Annotated[str | None, typer.Option(help="`model` of the requests, where the server wants it.")] = None,
-    engine: Annotated[list[str], typer.Option(help="key=value for a model server started here.")] = [],  # noqa: B006
+    engine: Annotated[
+        list[str],
+        typer.Option(
+            help="key=value for a model server started here, such as threads=2, dtype=float32, max_model_len=4096."
+        ),
+    ] = [],  # noqa: B006
     out: Annotated[Path | None, typer.Option(help="Write the figures here too, as JSON.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     no_progress_seconds: Annotated[float, typer.Option(help="Stop when no rollout ends for so long.")] = 1800.0,

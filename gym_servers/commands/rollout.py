@@ -25,29 +25,51 @@ Key = tuple[str, str, int]
 def done_so_far(path: Path) -> dict[Key, int]:
     """{(environment, task id, attempt): seed} of the rollouts in `path`.
 
-    A last line that is cut off, as kill -9 leaves it, is removed from the file. Any other bad line is an error that names it.
+    What kill -9 leaves is removed from the file: a last line that is cut off, and a group at the end of which lines are missing (its
+    rollouts are written one after the other, and were graded together). Any other bad line is an error that names it.
     """
     done: dict[Key, int] = {}
     end = 0
+    group: list[Key] = []
+    missing = start = 0
     with path.open("r+b") as file:
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
                 break
-            end += len(line)
             row = parse_line(line, f"{path}:{number}")
             try:
-                done[str(row["environment"]), str(row["task_id"]), int(row["attempt"])] = int(row["seed"])
+                key = str(row["environment"]), str(row["task_id"]), int(row["attempt"])
+                done[key] = int(row["seed"])
+                if not missing:
+                    group, missing, start = [], int(row.get("group_size") or 1), end
             except (KeyError, TypeError, ValueError) as error:
                 raise OmnigymError(f"{path}:{number}: not a rollout of `omnigym rollout` ({error!r})") from None
+            group.append(key)
+            missing -= 1
+            end += len(line)
+        if missing:
+            end = start
+            for key in group:
+                del done[key]
         file.truncate(end)
     return done
 
 
 def drop_failures(path: Path) -> None:
-    """Replace `path` by one without its failures, and without a last line that is cut off."""
-    with whole_file(path) as kept, path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if line.endswith(b"\n") and not parse_line(line, f"{path}:{number}").get("failure"):
+    """Replace `path` by one without its failures, without what was graded in a group with one, and without a last line that is
+    cut off."""
+
+    def rows() -> Iterator[tuple[bytes, dict[str, Any]]]:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.endswith(b"\n"):
+                    yield line, parse_line(line, f"{path}:{number}")
+
+    failed = {(row.get("environment"), row.get("task_id")) for _, row in rows() if row.get("failure")}
+    with whole_file(path) as kept:
+        for line, row in rows():
+            graded_with = row.get("group_size") and (row.get("environment"), row.get("task_id")) in failed
+            if not row.get("failure") and not graded_with:
                 kept.write(line)
 
 
@@ -142,7 +164,12 @@ def rollout(
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of one answer.")] = 1024,
     seed: Annotated[int, typer.Option(help="Every rollout's sampling seed follows from it.")] = 0,
     model_name: Annotated[str | None, typer.Option(help="`model` of the requests, where the server wants it.")] = None,
-    engine: Annotated[list[str], typer.Option(help="key=value for a model server started here.")] = [],  # noqa: B006
+    engine: Annotated[
+        list[str],
+        typer.Option(
+            help="key=value for a model server started here, such as threads=2, dtype=float32, max_model_len=4096."
+        ),
+    ] = [],  # noqa: B006
     no_progress_seconds: Annotated[float, typer.Option(help="Stop when no rollout ends for so long.")] = 1800.0,
 ) -> None:
     """Collect rollouts of a task file. OMNIGYM_TOKEN: bearer token of servers given by URL; OMNIGYM_SECRET: a model server's

@@ -1,21 +1,18 @@
-"""`omnigym serve NAME...`: environments over HTTP."""
+"""Servers in this process, until interrupted: `omnigym env serve NAME...`, and what other commands serve."""
 
 from __future__ import annotations
 
 import os
 import secrets
-import socket
 from typing import Annotated, Any
 
 import typer
 import uvicorn
 
-from gym_servers.base import Guard, ServerSettings
+from gym_servers.base import LOOPBACK, Guard, ServerSettings, bind
 from gym_servers.protocol import OmnigymError
 from gym_servers.registry import environment_names, load_environment
 from gym_servers.resources import build_resources
-
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 class _Server(uvicorn.Server):  # type: ignore[misc]  # uvicorn is not followed by mypy
@@ -30,18 +27,28 @@ class _Server(uvicorn.Server):  # type: ignore[misc]  # uvicorn is not followed 
         super().handle_exit(sig, frame)
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises OmnigymError that names the port."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind((host, port))
-        sock.listen(2048)  # before the address is printed: who reads it may connect at once
-    except OSError as error:
-        sock.close()
-        raise OmnigymError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port, or 0") from None
-    return sock
+def token_for(auth: str, host: str) -> str | None:
+    """The bearer token of a server; None, which is said, without authentication. Raises OmnigymError."""
+    if auth not in ("token", "none"):
+        raise OmnigymError(f"--auth '{auth}': must be token or none")
+    if auth == "none":
+        if host not in LOOPBACK:
+            raise OmnigymError(f"--auth none is for loopback only, not for {host}: set OMNIGYM_TOKEN")
+        typer.echo("no authentication: anyone on this machine may use this server", err=True)
+        return None
+    token = os.environ.get("OMNIGYM_TOKEN")
+    if not token:
+        token = secrets.token_urlsafe(24)
+        typer.echo(f"token: {token}", err=True)
+    return token
+
+
+def run(guard: Guard, host: str, port: int) -> None:
+    """Serve; the address is the first line of standard output. Raises OmnigymError where the port is taken."""
+    sock = bind(host, port)
+    typer.echo(f"http://{host}:{sock.getsockname()[1]}")
+    config = uvicorn.Config(guard, log_level="warning", access_log=False, timeout_graceful_shutdown=30)
+    _Server(config, guard).run(sockets=[sock])
 
 
 def serve(
@@ -53,28 +60,8 @@ def serve(
     auth: Annotated[str, typer.Option(help="token (from OMNIGYM_TOKEN, else a new one is printed) or none.")] = "token",
     workers: Annotated[int, typer.Option(min=1, help="Worker processes for verdicts.")] = 2,
 ) -> None:
-    """Serve environments over HTTP, each under /<environment>/, until interrupted."""
-    if auth not in ("token", "none"):
-        raise OmnigymError(f"--auth '{auth}': must be token or none")
-    if auth == "none" and host not in LOOPBACK:
-        raise OmnigymError(f"--auth none is for loopback only, not for {host}: set OMNIGYM_TOKEN")
-    token = None
-    if auth == "token":
-        token = os.environ.get("OMNIGYM_TOKEN")
-        if not token:
-            token = secrets.token_urlsafe(24)
-            typer.echo(f"token: {token}", err=True)
-    else:
-        typer.echo("no authentication: anyone on this machine may use this server", err=True)
-    guard = build_resources(
-        [load_environment(name) for name in names or environment_names()], ServerSettings(token=token), workers
-    )
-    sock = bind(host, port)
-    typer.echo(f"http://{host}:{sock.getsockname()[1]}")
-    config = uvicorn.Config(guard, log_level="warning", access_log=False, timeout_graceful_shutdown=30)
-    _Server(config, guard).run(sockets=[sock])
-
-
-def register(app: typer.Typer) -> None:
-    """Add `omnigym serve`."""
-    app.command("serve")(serve)
+    """Serve environments over HTTP, each under /<environment>/, until interrupted. OMNIGYM_SECRET signs session ids."""
+    settings = ServerSettings(token=token_for(auth, host))
+    environments = [load_environment(name) for name in names or environment_names()]
+    secret = os.environ.get("OMNIGYM_SECRET")
+    run(build_resources(environments, settings, workers, secret=secret), host, port)

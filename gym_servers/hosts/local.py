@@ -1,6 +1,6 @@
 """Servers as local processes: started, waited for, watched, ended with this process.
 
-A server prints its address as its first line of standard output (`omnigym serve --port 0`, `python -m gym_servers.models.vllm`).
+A server prints its address as its first line of standard output (`omnigym env serve --port 0`, `python -m gym_servers.models.vllm`).
 It leads a process group of its own, which is killed whole, and gets SIGTERM when this process dies (PR_SET_PDEATHSIG: start it
 from a thread that lives as long as it should). A death is an error that names the server and shows the end of its log.
 """
@@ -134,10 +134,10 @@ class LocalHost:
         return server
 
     def start_environments(self, names: Sequence[str], token: str) -> LocalServer:
-        """`omnigym serve NAME...` on a free port."""
+        """`omnigym env serve NAME...` on a free port."""
         python = [sys.executable, "-c", "from gym_servers.cli import main; main()"]
         variables = {"OMNIGYM_TOKEN": token, "OMP_NUM_THREADS": "1"}
-        return self.start("the environment server", [*python, "serve", *names, "--port", "0"], variables)
+        return self.start("the environment server", [*python, "env", "serve", *names, "--port", "0"], variables)
 
     def start_model(self, settings: Mapping[str, Any], threads: int) -> LocalServer:
         """The model server over vLLM, with `settings` of gym_servers.models.vllm."""

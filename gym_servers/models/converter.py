@@ -13,7 +13,8 @@ from typing import Any
 from gym_servers.models.parsers import split_reasoning
 from gym_servers.protocol import Item, OmnigymError
 
-TOKEN_FIELDS = ("prompt_token_ids", "generation_token_ids", "generation_log_probs")
+TOKEN_FIELDS = ("prompt_token_ids", "generation_token_ids", "generation_log_probs", "generation_loss_mask")
+"""NeMo-Gym's, and ours: the mask of a generation of which the server wrote a part (0 there)."""
 SAME_NAME = ("temperature", "top_p", "metadata", "top_logprobs", "model", "user", "store", "service_tier")
 KNOWN = frozenset(
     {

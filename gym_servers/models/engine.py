@@ -31,16 +31,40 @@ class Generation:
 
     token_ids: shape [T], the end token included where one was sampled. logprobs: shape [T], natural log of the
     probability under the distribution sampled from. weight_versions: every version that sampled a token of it.
+    written: of a turn that two calls made, the positions in token_ids that the server wrote in between, perhaps none.
     """
 
     token_ids: list[int]
     logprobs: list[float]
     finish_reason: FinishReason
     weight_versions: tuple[int, ...]
+    written: range | None = None
 
     def __post_init__(self) -> None:
         if len(self.token_ids) != len(self.logprobs):
             raise ValueError(f"engine returned {len(self.token_ids)} tokens but {len(self.logprobs)} log-probabilities")
+
+    @property
+    def sampled(self) -> int:
+        """Number of tokens that the engine sampled."""
+        return len(self.token_ids) - len(self.written or ())
+
+    @property
+    def mask(self) -> list[int]:
+        """Shape [T]; 1 where the token was sampled."""
+        written = self.written or range(0)
+        return [int(place not in written) for place in range(len(self.token_ids))]
+
+    def then(self, written: Sequence[int], second: Generation) -> Generation:
+        """This call, then tokens that the server wrote, then what a second call sampled after them."""
+        start = len(self.token_ids)
+        return Generation(
+            [*self.token_ids, *written, *second.token_ids],
+            [*self.logprobs, *[0.0] * len(written), *second.logprobs],
+            second.finish_reason,
+            tuple(sorted({*self.weight_versions, *second.weight_versions})),
+            range(start, start + len(written)),
+        )
 
 
 @dataclass

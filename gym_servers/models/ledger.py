@@ -4,6 +4,7 @@ A call whose messages continue an earlier call's messages and answer extends tha
 extends, its prompt is the node's ids plus the encoding of the text that is new, so sampled tokens are never re-tokenised.
 Where the template changed the past (dropped reasoning, edited context), the prompt is encoded afresh: a new segment.
 Every sampled token of a finished call is masked 1 in exactly one segment; those of aborted calls are counted as dropped.
+A turn that a client brings with its own ids (NeMo-Gym's token fields) is continued on those ids, and never masked 1.
 
 Assistant turns are recognised by answer and tool calls, without reasoning: a client that does not send reasoning back still
 continues its own rollout, and the template decides what of the reasoning stays.
@@ -12,7 +13,7 @@ continues its own rollout, and the template decides what of the reasoning stays.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -63,6 +64,14 @@ class Prompt:
     parent: Node | None
     extends: bool
     break_reason: str
+
+
+@dataclass(frozen=True)
+class Brought:
+    """An assistant turn whose tokens the client sent with it. ids: prompt and answer. raw: as in Node."""
+
+    ids: list[int]
+    raw: str
 
 
 Render = Callable[[Sequence[Item], bool, dict[int, str]], str]
@@ -160,14 +169,21 @@ class Ledger:
         self.calls += 1
         return self.calls - 1
 
-    def prompt(self, messages: Sequence[Item], render: Render, tokenizer: Tokenizer) -> Prompt:
-        """Ids to send for `messages`."""
+    def prompt(
+        self,
+        messages: Sequence[Item],
+        render: Render,
+        tokenizer: Tokenizer,
+        brought: Mapping[int, Brought] | None = None,
+    ) -> Prompt:
+        """Ids to send for `messages`. brought: by message index, turns of which the ledger may know nothing."""
+        brought = brought or {}
         keys = chain(messages)
         parent: Node | None = None
         for index in range(len(messages) - 1, -1, -1):
             if messages[index].get("role") == "assistant" and (parent := self._by_key.get(keys[index])) is not None:
                 break
-        raw: dict[int, str] = {}
+        raw = {position: turn.raw for position, turn in brought.items()}
         node = parent
         while node is not None:
             raw[node.position] = node.raw
@@ -175,12 +191,14 @@ class Ledger:
         whole = render(messages, True, raw)
         if parent is None:
             reason = "" if not self.nodes else "new_conversation"
-            return Prompt(tokenizer.encode(whole), None, False, reason)
-        last = max(i for i, message in enumerate(messages) if message.get("role") == "assistant")
-        if last != parent.position:
-            # an assistant turn that was not sampled here stands after the parent: its text is part of what is new
-            last = parent.position
-        ids, reason = continued_ids(parent.ids, render(messages[: last + 1], False, raw), whole, tokenizer)
+            known: list[int] | None = None
+            if brought:
+                last = max(brought)
+                known, _ = continued_ids(brought[last].ids, render(messages[: last + 1], False, raw), whole, tokenizer)
+            return Prompt(tokenizer.encode(whole) if known is None else known, None, False, reason)
+        # an assistant turn that was not sampled here may stand after the parent: its text is part of what is new
+        before = render(messages[: parent.position + 1], False, raw)
+        ids, reason = continued_ids(parent.ids, before, whole, tokenizer)
         if ids is None:
             return Prompt(tokenizer.encode(whole), parent, False, reason)
         return Prompt(ids, parent, True, "")
@@ -189,10 +207,13 @@ class Ledger:
         """Enter a call that ended. An aborted one is only counted."""
         self.usage["requests"] += 1
         self.usage["prompt_tokens"] += len(prompt.ids)
-        self.usage["sampled_tokens"] += len(generation.token_ids)
+        if generation.written is not None:
+            self.usage["requests"] += 1
+            self.usage["prompt_tokens"] += len(prompt.ids) + generation.written.stop
+        self.usage["sampled_tokens"] += generation.sampled
         self.finish_reasons.append(generation.finish_reason)
         if generation.finish_reason == "abort" or not generation.token_ids:
-            self.dropped += len(generation.token_ids)
+            self.dropped += generation.sampled
             return
         self.tokens += len(prompt.ids) + len(generation.token_ids)
         node = Node(
@@ -237,7 +258,7 @@ class Ledger:
                 at = len(segments)
                 segments.append(segment)
             segment.token_ids.extend(new.token_ids)
-            segment.mask.extend([1] * len(new.token_ids))
+            segment.mask.extend(new.mask)
             segment.lp_gen.extend(new.logprobs)
             tail[node.number] = at
         for segment in segments:

@@ -2,8 +2,12 @@
 
 Forms (spec/algorithm.md, section 4): `<think>...</think>` and
 `<tool_call><function=name><parameter=key>value</parameter></function></tool_call>`, in either spacing. vLLM's parsers of
-the same forms (`qwen3_coder`, `qwen3`) want its request classes and its process; this one serves every engine alike.
-What is malformed stays text: a call that is cut off or has no function is part of the answer.
+the same forms want its request classes and its process; this one serves every engine alike. A well-formed turn gives the calls that
+vLLM's `qwen3_coder` gives (a test compares them). Differences, all on purpose:
+- what is malformed stays text, and is never a call: vLLM also takes a call that is cut off, `<function=` without `<tool_call>`, two
+  functions or other text in one block, and ends a value whose closing tag is missing at the next `<parameter=`;
+- text after a call is kept; vLLM drops it, and drops a malformed block;
+- a JSON integer of more than 64 bits becomes a float.
 """
 
 from __future__ import annotations
@@ -59,48 +63,86 @@ def tool_schemas(tools: list[Item] | None) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _value(text: str, schema: Any) -> Any:
-    """A parameter's value: verbatim where the schema says string, else JSON where it is JSON, else verbatim."""
+def _value(text: str, properties: dict[str, Any], key: str) -> Any:
+    """A parameter's value: verbatim where it is not declared or a string, else JSON where it is JSON, else verbatim."""
     if text.startswith("\n"):
         text = text[1:]
     if text.endswith("\n"):
         text = text[:-1]
+    schema = properties.get(key)
     kind = schema.get("type") if isinstance(schema, dict) else None
-    if kind == "string" or (isinstance(kind, list) and "string" in kind and text != "null"):
+    if key not in properties or kind == "string" or (isinstance(kind, list) and "string" in kind and text != "null"):
         return text
+    if kind == "boolean" and text.lower() in ("true", "false"):
+        return text.lower() == "true"
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError:
         return text
 
 
-def _call(body: str, schemas: dict[str, dict[str, Any]]) -> tuple[str, str] | None:
-    """One call from between its tags, or None where it is malformed."""
-    body = body.strip()
-    name_end = body.find(">")
-    if not body.startswith(FUNCTION_OPEN) or name_end < 0:
-        return None
-    name = body[len(FUNCTION_OPEN) : name_end].strip()
-    close = body.rfind(FUNCTION_CLOSE)
-    if not name or close < name_end or body[close + len(FUNCTION_CLOSE) :].strip():
-        return None
-    inner, properties = body[name_end + 1 : close], schemas.get(name, {})
-    arguments: dict[str, Any] = {}
-    at = 0
-    while (start := inner.find(PARAMETER_OPEN, at)) >= 0:
-        key_end = inner.find(">", start)
-        end = inner.find(PARAMETER_CLOSE, key_end)
-        if inner[at:start].strip() or key_end < 0 or end < 0:
+class _Calls:
+    """Reads calls from left to right. A place is passed once: what was no call is not looked at again."""
+
+    def __init__(self, text: str, schemas: dict[str, dict[str, Any]]) -> None:
+        self.text, self.schemas = text, schemas
+        self.place = 0
+        self._gone: set[str] = set()  # tags that do not come any more
+
+    def _find(self, tag: str) -> int:
+        if tag in self._gone:
+            return -1
+        found = self.text.find(tag, self.place)
+        if found < 0:
+            self._gone.add(tag)
+        return found
+
+    def _skip_space(self) -> None:
+        while self.place < len(self.text) and self.text[self.place].isspace():
+            self.place += 1
+
+    def _take(self, tag: str) -> bool:
+        self._skip_space()
+        if not self.text.startswith(tag, self.place):
+            return False
+        self.place += len(tag)
+        return True
+
+    def _name(self) -> str | None:
+        """What stands up to `>`."""
+        end = self._find(">")
+        name = self.text[self.place : end].strip()
+        if end < 0 or not name or "<" in name:
             return None
-        key = inner[start + len(PARAMETER_OPEN) : key_end].strip()
-        arguments[key] = _value(inner[key_end + 1 : end], properties.get(key))
-        at = end + len(PARAMETER_CLOSE)
-    if inner[at:].strip():
-        return None
-    try:
-        return name, orjson.dumps(arguments).decode()
-    except (orjson.JSONEncodeError, RecursionError):
-        return None
+        self.place = end + 1
+        return name
+
+    def next_start(self) -> int:
+        """Where the next block starts, or -1. The place is then behind its tag."""
+        start = self._find(CALL_OPEN)
+        if start >= 0:
+            self.place = start + len(CALL_OPEN)
+        return start
+
+    def call(self) -> tuple[str, str] | None:
+        """The call whose opening tag was just passed, or None where it is malformed."""
+        if not self._take(FUNCTION_OPEN) or (name := self._name()) is None:
+            return None
+        spans: list[tuple[str, int, int]] = []
+        while self._take(PARAMETER_OPEN):
+            key = self._name()
+            if key is None or (end := self._find(PARAMETER_CLOSE)) < 0:
+                return None
+            spans.append((key, self.place, end))
+            self.place = end + len(PARAMETER_CLOSE)
+        if not self._take(FUNCTION_CLOSE) or not self._take(CALL_CLOSE):
+            return None
+        properties = self.schemas.get(name, {})
+        arguments = {key: _value(self.text[start:end], properties, key) for key, start, end in spans}
+        try:
+            return name, orjson.dumps(arguments).decode()
+        except orjson.JSONEncodeError:  # nested too deep
+            return None
 
 
 def parse_turn(text: str, tools: list[Item] | None, *, reasoning: bool) -> Turn:
@@ -113,20 +155,15 @@ def parse_turn(text: str, tools: list[Item] | None, *, reasoning: bool) -> Turn:
         turn.reasoning, turn.content = split_reasoning(text)
     if not tools:
         return turn
-    schemas = tool_schemas(tools)
-    source, kept, at = turn.content, [], 0
-    while (start := source.find(CALL_OPEN, at)) >= 0:
-        end = source.find(CALL_CLOSE, start)
-        if end < 0:
-            break
-        call = _call(source[start + len(CALL_OPEN) : end], schemas)
-        if call is None:
-            kept.append(source[at : end + len(CALL_CLOSE)])
-        else:
-            kept.append(source[at:start])
+    calls = _Calls(turn.content, tool_schemas(tools))
+    kept, at = [], 0
+    while (start := calls.next_start()) >= 0:
+        call = calls.call()
+        if call is not None:
+            kept.append(turn.content[at:start])
             turn.calls.append(call)
-        at = end + len(CALL_CLOSE)
-    kept.append(source[at:])
+            at = calls.place
+    kept.append(turn.content[at:])
     if turn.calls:
         turn.content = "".join(kept).strip()
     return turn

@@ -7,19 +7,19 @@ the same seed gives the same text in any batch.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import json
 import os
-import signal
-import socket
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 from safetensors import safe_open
 
+from gym_servers.base import Guard
+from gym_servers.models.app import ModelSettings, build_model_server
 from gym_servers.models.engine import EngineState, FinishReason, Generation, Sampling, Tokenizer, WeightsRefused
+from gym_servers.models.serving import ListenSettings, part_of, run
 from gym_servers.models.transformers_tokenizer import CheckpointTokenizer
 from gym_servers.protocol import OmnigymError
 
@@ -69,6 +69,9 @@ def manifest_of(folder: Path, dtype: str) -> dict[str, Any]:
 class VllmEngine:
     """An Engine over vLLM's AsyncLLM. Make it with `await VllmEngine.start(settings)`."""
 
+    worker_extension: ClassVar[str] = "gym_servers.models.vllm_transfer.WorkerExtension"
+    """Imported in vLLM's worker process."""
+
     def __init__(self, settings: VllmSettings, llm: Any) -> None:
         self._llm = llm
         self._settings = settings
@@ -103,7 +106,7 @@ class VllmEngine:
             seed=settings.seed,
             logprobs_mode="processed_logprobs",
             disable_log_stats=True,
-            worker_extension_cls="gym_servers.models.vllm_transfer.WorkerExtension",
+            worker_extension_cls=cls.worker_extension,
             weight_transfer_config=WeightTransferConfig(backend="shm"),
         )
         llm = AsyncLLM.from_engine_args(arguments)
@@ -115,6 +118,7 @@ class VllmEngine:
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling, seed: int, request_id: str) -> Generation:
         from vllm import SamplingParams, TokensPrompt
+        from vllm.exceptions import VLLMClientError
         from vllm.sampling_params import RequestOutputKind
 
         parameters = SamplingParams(
@@ -129,8 +133,12 @@ class VllmEngine:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         final: Any = None
-        async for output in self._llm.generate(TokensPrompt(prompt_token_ids=list(prompt_ids)), parameters, request_id):
-            final = output
+        prompt = TokensPrompt(prompt_token_ids=list(prompt_ids))
+        try:
+            async for output in self._llm.generate(prompt, parameters, request_id):
+                final = output
+        except VLLMClientError as error:  # such as a token id that the model has not
+            raise OmnigymError(f"vLLM refused the request: {error}") from None
         if final is None:
             raise OmnigymError(f"vLLM ended request '{request_id}' without an output")
         sampled = final.outputs[0]
@@ -183,57 +191,15 @@ class VllmEngine:
         self._llm.shutdown()
 
 
-class ServeSettings(VllmSettings):
-    """Settings of the server process: `python -m gym_servers.models.vllm --settings JSON`. port 0 takes a free one."""
-
-    host: str = "127.0.0.1"
-    port: int = 0
-    token: str | None = None
-    secret: str
-    default_max_tokens: int = 1024
-    reasoning: bool | None = None
+class ServeSettings(VllmSettings, ModelSettings, ListenSettings):
+    """Settings of the server process, in one flat object."""
 
 
-async def serve(settings: ServeSettings, announce: TextIO) -> None:
-    """Serve until a signal; writes the address to `announce` once the engine is ready."""
-    import uvicorn
-
-    from gym_servers.base import ServerSettings
-    from gym_servers.models.app import ModelSettings, build_model_server
-
-    sock = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind((settings.host, settings.port))
-    except OSError as error:
-        raise OmnigymError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; use port 0") from None
-    of_engine = {name: getattr(settings, name) for name in VllmSettings.model_fields}
-    engine = await VllmEngine.start(VllmSettings.model_validate(of_engine))
-    app = build_model_server(
-        engine,
-        ModelSettings(
-            secret=settings.secret, default_max_tokens=settings.default_max_tokens, reasoning=settings.reasoning
-        ),
-        ServerSettings(token=settings.token, request_seconds=3600.0),
-    )
-    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=10, backlog=4096)
-    sock.listen(4096)
-    print(f"http://{settings.host}:{sock.getsockname()[1]}", file=announce, flush=True)
-    await uvicorn.Server(config).serve(sockets=[sock])
-
-
-def main() -> None:
-    """Entry of the server process; it ends with its parent."""
-    import argparse
-
-    parser = argparse.ArgumentParser(prog="python -m gym_servers.models.vllm", description="Model server over vLLM")
-    parser.add_argument("--settings", required=True, help="JSON: " + ", ".join(ServeSettings.model_fields))
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-    settings = ServeSettings.model_validate_json(parser.parse_args().settings)
-    announce = os.fdopen(os.dup(1), "w")  # vLLM logs to standard output, which is for the address alone
-    os.dup2(2, 1)
-    asyncio.run(serve(settings, announce))
+async def make(settings: ServeSettings) -> Guard:
+    """The model server over a vLLM that is started for it."""
+    engine = await VllmEngine.start(part_of(settings, VllmSettings))
+    return build_model_server(engine, part_of(settings, ModelSettings), settings.server())
 
 
 if __name__ == "__main__":
-    main()
+    run("vllm", "Model server over vLLM", ServeSettings, make)

@@ -51,9 +51,10 @@ def pack_ledger(ledger: LedgerExport) -> bytes:
     head = orjson.dumps(header)
     parts = [MAGIC, struct.pack("<I", len(head)), head]
     for segment in ledger.segments:
-        parts.append(np.asarray(segment.token_ids, "<i4").tobytes())
-        parts.append(np.asarray(segment.mask, "u1").tobytes())
-        parts.append(np.asarray(segment.lp_gen, "<f8").tobytes())
+        length = len(segment.token_ids)
+        parts.append(struct.pack(f"<{length}i", *segment.token_ids))
+        parts.append(bytes(segment.mask))
+        parts.append(struct.pack(f"<{length}d", *segment.lp_gen))
     return b"".join(parts)
 
 
@@ -76,12 +77,12 @@ def unpack_ledger(data: bytes) -> LedgerExport:
             lp_gen = np.frombuffer(data, "<f8", length, at + 5 * length)
             at += BYTES_PER_TOKEN * length
             segments.append(
-                Segment(
+                Segment.model_construct(  # of equal lengths and the right types as it is; checking every token costs more
                     token_ids=ids.tolist(),
                     mask=mask.tolist(),
                     lp_gen=lp_gen.tolist(),
-                    weight_version=about["weight_version"],
-                    break_reason=about["break_reason"],
+                    weight_version=int(about["weight_version"]),
+                    break_reason=str(about["break_reason"]),
                 )
             )
         return LedgerExport(segments=segments, **header)

@@ -121,7 +121,7 @@ def test_a_rollout_has_its_reward_and_the_ledger_s_tokens(fake: tuple[Fake, Coll
     (rollout,) = gather(fake[1])
     assert (rollout.reward, rollout.failure, rollout.text) == (1.0, None, "4")
     assert rollout.segments[0].mask == [0, 1, 1]
-    assert rollout.usage == {"prompt_tokens": 1, "sampled_tokens": 2, "requests": 1}
+    assert rollout.usage == {"prompt_tokens": 1, "sampled_tokens": 2, "requests": 1, "dropped_tokens": 0}
     assert fake[0].verified[0]["response"]["output"][0]["content"][0]["text"] == "4"
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-COMMAND = [sys.executable, "-c", "from gym_servers.cli import main; main()", "serve"]
+COMMAND = [sys.executable, "-c", "from gym_servers.cli import main; main()", "env", "serve"]
 
 
 def start(*arguments: str, **env: str) -> tuple[subprocess.Popen[str], str]:

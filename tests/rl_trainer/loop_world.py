@@ -87,7 +87,7 @@ class TorchEngine:
                 logits = model(
                     input_ids=torch.tensor([ids]),
                     position_ids=torch.arange(len(ids))[None],
-                    segment_lengths=(len(ids),),
+                    trunks=((len(ids), ()),),
                     use_cache=False,
                 ).logits[0, -1]
             lp = logits.double().log_softmax(-1).numpy()

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from environments.structured_outputs.schemas import pattern_states, small
 from environments.structured_outputs.server import StructuredOutputs
 from environments.structured_outputs.verifier import StructuredSettings
 from gym_servers.protocol import RowError, Verdict
@@ -76,6 +77,36 @@ def test_an_answer_that_copies_the_worked_example_earns_nothing(pool: WorkerPool
                 assert asyncio.run(judge(StructuredOutputs(), row, output, pool)).reward == 0.0, (row["family"], turn)
                 copied += 1
     assert copied == 140
+
+
+def test_short_json_answers_to_generated_tasks_need_no_worker() -> None:
+    environment = StructuredOutputs()
+    rows = [environment.check_row(row) for row in environment.generate(90, 3, "train")]
+    decided = {row.model_dump()["schema_type"]: environment.quick(row, environment.gold(row) or []) for row in rows}
+    assert decided.pop("json") is not None
+    assert decided == {"yaml": None, "toml": None, "xml": None, "csv": None}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "states"),
+    [
+        ("^[a-z]+$", 8),
+        ("^[A-Za-z]{2,20}$", 16 * 20),
+        ("(a{3}){4,}", 10 * 3 * 4),
+        ("a{0}", 4),
+        ("\\p{L}", float("inf")),
+        ("a{12345}", float("inf")),
+        ("{", float("inf")),
+    ],
+)
+def test_the_size_of_a_pattern_counts_its_repetitions(pattern: str, states: float) -> None:
+    assert pattern_states(pattern) == states
+    assert small({"properties": {"a": {"pattern": pattern}}}) == (states <= 512)
+
+
+def test_patterns_that_multiply_are_left_to_the_worker() -> None:
+    assert not small({"pattern": "(a{30}){30}"})
+    assert not small({"pattern": "a" * 129})
 
 
 def test_train_and_heldout_share_no_task() -> None:

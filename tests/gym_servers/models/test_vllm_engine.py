@@ -10,17 +10,23 @@ from typing import Any
 
 import pytest
 
-from gym_servers.models.engine import Sampling
+from gym_servers.models.engine import Sampling, WeightsRefused
+from gym_servers.protocol import OmnigymError
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @asynccontextmanager
-async def running(folder: Path) -> AsyncIterator[Any]:
+async def running(folder: Path, worker_extension: str = "") -> AsyncIterator[Any]:
     from gym_servers.models.vllm import VllmEngine, VllmSettings
 
+    class Chosen(VllmEngine):
+        pass
+
+    if worker_extension:
+        Chosen.worker_extension = worker_extension
     settings = VllmSettings(model=str(folder), dtype="float32", max_model_len=256, threads=1, kv_gib=1)
-    engine = await VllmEngine.start(settings)
+    engine = await Chosen.start(settings)
     try:
         yield engine
     finally:
@@ -44,22 +50,29 @@ def write(tensors: dict[str, Any], path: Path) -> tuple[str, str]:
     return str(path), digest_of(tensors)
 
 
-def test_sampling_and_weight_updates(tmp_path: Path) -> None:
+def expected(folder: Path, ids: list[int]) -> list[float]:
+    """Log-probabilities of ids[1:] by transformers, float32."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    from gym_servers.models.engine import WeightsRefused
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        lp = torch.log_softmax(model(torch.tensor([ids])).logits[0].float(), -1)
+    return [float(lp[k, token]) for k, token in enumerate(ids[1:])]
+
+
+async def canary_gap(engine: Any, folder: Path, ids: list[int]) -> float:
+    """Mean |dlp| between the engine and the weights in `folder`, as the trainer's canary has it."""
+    (scored,) = await engine.score([ids])
+    return sum(abs(a - b) for a, b in zip(scored, expected(folder, ids), strict=True)) / len(scored)
+
+
+def test_sampling_and_weight_updates(tmp_path: Path) -> None:
     from rl_trainer.tiny_model import make_tiny_model
 
     first, second = tmp_path / "first", tmp_path / "second"
     make_tiny_model(first, seed=0)
     make_tiny_model(second, seed=1)
-
-    def expected(folder: Path, ids: list[int]) -> list[float]:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        with torch.no_grad():
-            lp = torch.log_softmax(model(torch.tensor([ids])).logits[0].float(), -1)
-        return [float(lp[k, token]) for k, token in enumerate(ids[1:])]
 
     def distance(a: list[float], b: list[float]) -> float:
         return max(abs(x - y) for x, y in zip(a, b, strict=True))
@@ -98,5 +111,41 @@ def test_sampling_and_weight_updates(tmp_path: Path) -> None:
                 assert new.weight_versions == (version,)
                 assert distance(new.logprobs, expected(second, [*prompt, *new.token_ids])[len(prompt) - 1 :]) < 1e-3
             assert (engine.state.weight_version, engine.state.digest) == (2, digest)
+            with pytest.raises(OmnigymError, match="out of vocabulary"):
+                await engine.generate([10**6], sampling, 0, "no such token")
+
+    asyncio.run(scenario())
+
+
+def test_the_canary_catches_what_a_digest_cannot(tmp_path: Path) -> None:
+    """A tied lm_head that is left as it was, and the update of an earlier step sent again: the digest is right each time. A payload with
+    a tensor left out, its digest right too, loses the engine even where no manifest refuses it.
+    """
+    from rl_trainer.loop import CANARY_FLOOR
+    from rl_trainer.tiny_model import make_tiny_model
+
+    folders = [tmp_path / name for name in ("first", "second", "third")]
+    for seed, folder in enumerate(folders):
+        make_tiny_model(folder, seed=seed)
+    first, second, third = folders
+
+    async def scenario() -> None:
+        ids = [7 * k % 300 + 5 for k in range(40)]
+        async with running(first) as engine:
+            limit = max(1.5 * await canary_gap(engine, first, ids), CANARY_FLOOR)
+            path, digest = write(tensors_of(second), tmp_path / "update")
+            await engine.update_weights(path, digest, 1)
+            assert await canary_gap(engine, second, ids) < limit
+            await engine.update_weights(path, digest, 2)  # the trainer is at `third`
+            assert (engine.state.digest, await canary_gap(engine, third, ids) > limit) == (digest, True)
+        async with running(first, "faulty_transfer.WorkerExtension") as engine:
+            await engine.update_weights(path, digest, 1)
+            assert (engine.state.digest, await canary_gap(engine, second, ids) > limit) == (digest, True)
+            tensors = tensors_of(second)
+            tensors.pop("model.layers.1.mlp.down_proj.weight")
+            with pytest.raises(Exception, match="not loaded") as caught:
+                await engine.update_weights(*write(tensors, tmp_path / "one_out"), 2)
+            assert not isinstance(caught.value, WeightsRefused)
+            assert engine.state.weight_version == 1
 
     asyncio.run(scenario())
