@@ -32,12 +32,14 @@ lint: setup
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not conformance"
 
+# Slow tests: the real model, vLLM, whole runs that are killed and resumed, and the conformance cases where they are.
 test-all: setup
+	$(BIN)/omnigym model get smollm2-135m
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow or conformance"
 
 conformance: setup
 	@test -d ../shared/conformance || { echo "no conformance folder at ../shared/conformance"; exit 1; }
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m conformance -rA
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m conformance
 
 # One-line bugs, each of which a named test must notice: about 4 minutes.
 mutate: setup

@@ -2,8 +2,10 @@
 
 Three processes that speak HTTP: this one collects (gym_servers/rollouts.py), `omnigym serve` grades (instruction_following), and a
 scripted model server answers at once, with a ledger for every rollout. Rounds at either concurrency take turns in one run, so that
-what else the machine does meets both; the ratio is that of the medians. Wall time is what a user waits for; CPU time of all
-processes is given beside it, since it does not move with other load. Memory: 2,048 rollouts wait together in a model server that
+what else the machine does meets both; the ratio is that of the medians. A round is timed while it is full: from the end of its
+first --many rollouts, by which time every connection is open, to where the last request is begun. Wall time is what a user waits
+for; CPU time of all processes is given beside it, since other load moves it less; the whole round, its start and end included,
+stands in the JSON. Memory: 2,048 rollouts wait together in a model server that
 takes its time; the growth of all processes' resident memory, per rollout. Target: a ratio of at least 0.9.
 """
 
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import secrets
@@ -18,7 +21,7 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import psutil
 
@@ -37,8 +40,10 @@ def requests(rows: Sequence[dict[str, object]], n: int, name: str) -> Iterator[R
         yield RolloutRequest(dict(rows[k % len(rows)]), f"{name}-{k}", ENVIRONMENT, f"{name}-{k}", 0, seed=k)
 
 
-async def collect(collector: Collector, wanted: Iterator[RolloutRequest]) -> int:
-    """How many ended. Raises RuntimeError for one that failed or lost tokens."""
+async def collect(
+    collector: Collector, wanted: Iterator[RolloutRequest], on_done: Callable[[int], None] = lambda done: None
+) -> None:
+    """Collect all; on_done gets how many have ended. Raises RuntimeError for one that failed or lost tokens."""
     done = 0
     async for rollout in collector.collect(wanted):
         if rollout.failure is not None or rollout.reward is None:
@@ -46,31 +51,39 @@ async def collect(collector: Collector, wanted: Iterator[RolloutRequest]) -> int
         if sum(segment.sampled for segment in rollout.segments) != len(ANSWER) + 1:
             raise RuntimeError(f"rollout {rollout.task_id}: its segments do not hold what was sampled")
         done += 1
-    return done
+        on_done(done)
 
 
 def family(servers: Sequence[LocalServer]) -> list[psutil.Process]:
-    """This process, the servers, and their children."""
+    """This process, the servers, and their living children."""
     roots = [psutil.Process(server.process.pid) for server in servers]
     return [psutil.Process(), *roots, *(child for root in roots for child in root.children(recursive=True))]
 
 
-def cpu_seconds(processes: Sequence[psutil.Process]) -> float:
-    """User and system time of all."""
-    return sum(sum(process.cpu_times()[:2]) for process in processes)
+def cpu_seconds(servers: Sequence[LocalServer]) -> float:
+    """User and system time of this process and the servers, their children that ended included."""
+    total = 0.0
+    for process in family(servers):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended: its parent counts it
+            total += sum(process.cpu_times()[:4])
+    return total
 
 
 class PeakMemory:
     """The most resident memory that the processes had together while the context was open, in bytes, and what they had before."""
 
-    def __init__(self, processes: Sequence[psutil.Process]) -> None:
-        self.processes = processes
+    def __init__(self, servers: Sequence[LocalServer]) -> None:
+        self.servers = servers
         self.before = self.peak = self.now()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch)
 
     def now(self) -> int:
-        return sum(process.memory_info().rss for process in self.processes)
+        total = 0
+        for process in family(self.servers):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                total += process.memory_info().rss
+        return total
 
     def _watch(self) -> None:
         while not self._ended.wait(0.1):
@@ -88,7 +101,7 @@ class PeakMemory:
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rollouts", type=int, default=6144, help="rollouts of one round")
+    parser.add_argument("--rollouts", type=int, default=6144, help="rollouts that are timed in a round")
     parser.add_argument("--rounds", type=int, default=5, help="rounds at either concurrency")
     parser.add_argument("--few", type=int, default=64)
     parser.add_argument("--many", type=int, default=2048)
@@ -120,20 +133,30 @@ def main() -> None:
             server.wait_ready()
         for server in (instant, slow):
             asyncio.run(collect(collector(server, options.few), requests(rows, 4 * options.few, "warm")))
-        with PeakMemory(family([environments, slow])) as memory:
+        with PeakMemory([environments, slow]) as memory:
             asyncio.run(collect(collector(slow, options.many), requests(rows, options.many, "memory")))
         a_rollout = (memory.peak - memory.before) / options.many
         rates: dict[int, list[float]] = {options.few: [], options.many: []}
+        whole: dict[int, list[float]] = {options.few: [], options.many: []}
         cpu_ms: dict[int, list[float]] = {options.few: [], options.many: []}
         for number in range(options.rounds):
             for concurrency in (options.few, options.many):
-                processes = family([environments, instant])
-                wanted = requests(rows, options.rollouts, f"r{number}-{concurrency}")
-                before, began = cpu_seconds(processes), time.perf_counter()
-                asyncio.run(collect(collector(instant, concurrency), wanted))
-                seconds = time.perf_counter() - began
+                first, last = options.many, options.many + options.rollouts
+                marks: dict[int, tuple[float, float]] = {}
+
+                def note(
+                    done: int, at: tuple[int, int] = (first, last), marks: dict[int, tuple[float, float]] = marks
+                ) -> None:
+                    if done in at:
+                        marks[done] = (time.perf_counter(), cpu_seconds([environments, instant]))
+
+                wanted = requests(rows, last + concurrency, f"r{number}-{concurrency}")
+                began = time.perf_counter()
+                asyncio.run(collect(collector(instant, concurrency), wanted, note))
+                whole[concurrency].append((last + concurrency) / (time.perf_counter() - began))
+                seconds, cpu_spent = (b - a for a, b in zip(marks[first], marks[last], strict=True))
                 rates[concurrency].append(options.rollouts / seconds)
-                cpu_ms[concurrency].append(1000 * (cpu_seconds(processes) - before) / options.rollouts)
+                cpu_ms[concurrency].append(1000 * cpu_spent / options.rollouts)
                 print(
                     f"round {number}: {concurrency} in flight: {rates[concurrency][-1]:.0f} rollouts/s, "
                     f"{cpu_ms[concurrency][-1]:.2f} CPU-ms a rollout",
@@ -150,6 +173,7 @@ def main() -> None:
         "benchmark": "concurrency",
         "rollouts": options.rollouts,
         "rounds": options.rounds,
+        "whole_rounds": {str(n): values for n, values in whole.items()},
         "rates": {str(n): values for n, values in rates.items()},
         "cpu_ms": {str(n): values for n, values in cpu_ms.items()},
         "ratio": ratio,

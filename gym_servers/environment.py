@@ -79,6 +79,11 @@ class Environment(ABC):
         """What an agent can call. A tool that takes the state belongs to a StatefulEnvironment."""
         return ()
 
+    async def appeal(self, row: Row, output: list[Item], verdict: Verdict) -> Verdict:
+        """A second look at a verdict by whoever takes longer than code, such as a judge over HTTP; the same verdict where
+        there is nobody to ask. Runs in the server's event loop, so it parses no model output. Raises FailureError."""
+        return verdict
+
     def prepare(self) -> None:
         """Import what `verify` needs; called once where workers are forked from, outside anybody's CPU limit."""
         return None

@@ -41,7 +41,12 @@ RESERVED = frozenset(
 )
 """Paths of servers: never tools, whatever a row or an environment calls them."""
 
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+def is_tool_name(name: str) -> bool:
+    """Whether a tool may be called so: OpenAI's rule for function names, and no path of a server."""
+    return bool(_NAME.fullmatch(name)) and name not in RESERVED
 
 
 class ToolRefused(OmnigymError):
@@ -78,10 +83,10 @@ class Tool:
     def of(cls, function: Callable[..., Any], *, name: str | None = None, read_only: bool = False) -> Tool:
         """The tool that `function` is, by its signature and docstring. Raises OmnigymError where it cannot be one."""
         name = name or function.__name__
-        if not _NAME.fullmatch(name):
-            raise OmnigymError(f"tool '{name}': a name has letters, digits, '_' and '-', at most 64")
         if name in RESERVED:
             raise OmnigymError(f"tool '{name}': the server has a path of that name: choose another")
+        if not is_tool_name(name):
+            raise OmnigymError(f"tool '{name}': a name has letters, digits, '_' and '-', at most 64")
         hints = typing.get_type_hints(function, include_extras=True)
         fields: dict[str, Any] = {}
         parameters = list(inspect.signature(function).parameters.values())

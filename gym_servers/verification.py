@@ -1,10 +1,11 @@
 """From an output to a verdict, or to a failure: an infrastructure failure is never a reward, and a policy cannot escape a
 bad reward by breaking the grader (design: The records).
 
-`judge` checks the row, asks `quick` in this process, and hands what is left to `verify` in a worker, with the session's state where
-there is one. A worker that breaks is tried again, fresh. If the same output breaks two fresh workers by its own content (CPU,
-memory, an exception, a crash, or sleeping while the machine was not starved) the verdict is the lowest reward with
-`unverifiable_output`, unless the gold answer breaks a worker too: then the fault is the verifier's, and it is a Failure.
+`judge` checks the row, asks `quick` in this process, hands what is left to `verify` in a worker, with the session's state where there
+is one, and lets the environment's `appeal` look at the verdict once more (an LLM judge, where one is configured). A worker that
+breaks is tried again, fresh. If the same output breaks two fresh workers by its own content (CPU, memory, an exception, a crash, or
+sleeping while the machine was not starved) the verdict is the lowest reward with `unverifiable_output`, unless the gold answer
+breaks a worker too: then the fault is the verifier's, and it is a Failure.
 
 `judge_group` does the same for a group: outputs that break the grader on their own get the lowest reward, the others theirs
 without them.
@@ -16,7 +17,7 @@ import math
 import pickle
 from typing import Any
 
-from gym_servers.environment import Environment, GroupEnvironment, GroupRollout, StatefulEnvironment
+from gym_servers.environment import Environment, GroupEnvironment, GroupRollout, Row, StatefulEnvironment
 from gym_servers.protocol import Failure, FailureError, FailureKind, Item, RowError, Verdict
 from gym_servers.registry import environment_class
 from gym_servers.workers import WorkerError, WorkerPool
@@ -121,14 +122,28 @@ async def judge(
     """
     parsed = environment.check_row(row)
     verdict = environment.quick(parsed, output)
-    if verdict is not None:
-        return check_range(environment, verdict)
+    if verdict is None:
+        verdict = await _in_workers(environment, parsed, row, output, pool, state)
+    if "unverifiable_output" not in verdict.parts:  # nobody appeals by breaking the grader
+        verdict = await environment.appeal(parsed, output, verdict)
+    return check_range(environment, verdict)
+
+
+async def _in_workers(
+    environment: Environment,
+    parsed: Row,
+    row: dict[str, Any],
+    output: list[Item],
+    pool: WorkerPool,
+    state: bytes | None,
+) -> Verdict:
+    """The verdict of `verify` or `verify_state`, in a second worker where the first broke."""
     if state is None:
         result = await _twice(environment, "verify_in_worker", (row, output), pool)
     else:
         result = await _twice(environment, "verify_state_in_worker", (row, output, state), pool)
     if not isinstance(result, tuple):
-        return check_range(environment, Verdict.model_validate(result))
+        return Verdict.model_validate(result)
     gold = environment.gold(parsed)
     if gold is not None and gold != output:
         try:

@@ -6,6 +6,7 @@ weights is checked by every run, after every sync.
 
 from __future__ import annotations
 
+import logging
 import math
 import tempfile
 from collections.abc import Callable, Sequence
@@ -249,7 +250,12 @@ def register(app: typer.Typer) -> None:
         """Check on this machine that the trainer computes what it says (a tiny model, about 20 seconds)."""
         from rich.console import Console
         from rich.table import Table
+        from transformers.utils import logging as model_logging
 
+        model_logging.disable_progress_bar()
+        logging.getLogger("rl_trainer").setLevel(
+            logging.ERROR
+        )  # made-up data trips the importance warning, as it should
         checks = run_selfcheck()
         table = Table(title="omnigym selfcheck", caption="engine: a second copy of the model in this process")
         for column in ("check", "result", "measured"):

@@ -1,13 +1,20 @@
-"""What tests may need from outside: absent, it is a skip with its reason, or a failure where OMNIGYM_REQUIRE names it."""
+"""What tests may need from outside: absent, it is a skip with its reason, or a failure where OMNIGYM_REQUIRE names it.
+
+Conformance tests report through the fixture `conform`; a table of them, file by file, ends the run.
+"""
 
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
 CONFORMANCE = Path(__file__).resolve().parents[1].parent / "shared" / "conformance"
+PACKAGES = Path(__file__).resolve().parents[1]
 
 
 def need(what: str, present: bool, reason: str) -> None:
@@ -26,7 +33,63 @@ def conformance() -> Path:
     return CONFORMANCE
 
 
+class Agreement(NamedTuple):
+    """How many cases of a file there are, and the ids of those where we disagree, with or without a reason in a document."""
+
+    cases: int
+    listed: list[str]
+    unlisted: list[str]
+
+
+AGREEMENTS: dict[str, Agreement] = {}
+
+
+def listed_in(document: Path) -> set[str]:
+    """Ids in the first column of the table below "## Disagreements with the reference", rows with an empty reason left out."""
+    _, _, section = document.read_text().partition("## Disagreements with the reference")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.split("\n## ")[0].splitlines()]
+    return {row[0] for row in rows if len(row) >= 4 and re.fullmatch(r"[\w/-]+\d", row[0]) and len(row[-1]) > 10}
+
+
+@pytest.fixture
+def conform() -> Callable[[str, Mapping[str, bool], str], None]:
+    """`conform(file, {case id: whether we agree}, document)`: fails on a disagreement that `document` (a path in the checkout)
+    does not list with its reason, and on one listed that no longer is."""
+
+    def check(file: str, agrees: Mapping[str, bool], document: str) -> None:
+        wrong = [name for name, agreed in agrees.items() if not agreed]
+        listed = listed_in(PACKAGES / document)
+        unlisted = [name for name in wrong if name not in listed]
+        AGREEMENTS[file] = Agreement(len(agrees), [name for name in wrong if name in listed], unlisted)
+        assert agrees, f"{file}: no cases"
+        assert not unlisted, f"{file}: disagreements that {document} does not list with a reason: {unlisted}"
+        stale = sorted(listed & {name for name, agreed in agrees.items() if agreed})
+        assert not stale, f"{document} lists disagreements that are none: {stale}"
+
+    return check
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """A test marked conformance needs the folder, whichever way it reads it."""
     if item.get_closest_marker("conformance"):
         need("conformance", CONFORMANCE.is_dir(), f"no conformance cases at {CONFORMANCE}: a user's checkout has none")
+
+
+def _lines(agreements: Mapping[str, Agreement], files: Iterable[str]) -> Iterable[str]:
+    yield f"{'file':<44}{'cases':>6}{'agree':>7}  disagree"
+    for name, (cases, listed, unlisted) in sorted(agreements.items()):
+        agree = cases - len(listed) - len(unlisted)
+        shown = ", ".join([*(f"{case} (listed)" for case in listed), *(f"{case} NOT LISTED" for case in unlisted)])
+        yield f"{name:<44}{cases:>6}{agree:>7}  {shown}"
+    if unread := sorted(set(files) - set(agreements)):
+        yield f"read by no test of this run: {', '.join(unread)}"
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """The table of conformance files, where a run has read any."""
+    if not AGREEMENTS:
+        return
+    terminalreporter.section("conformance")
+    files = [str(path.relative_to(CONFORMANCE)) for path in CONFORMANCE.rglob("*.jsonl")]
+    for line in _lines(AGREEMENTS, files):
+        terminalreporter.write_line(line)

@@ -6,8 +6,10 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from fractions import Fraction
+from functools import lru_cache
 
 from environments.competition_math.arithmetic import TooLarge, Undefined, Unsupported, Value, evaluate, same
 from environments.competition_math.extraction import Extracted, extract, search_boxed
@@ -26,11 +28,13 @@ _SCALE = re.compile(r"hundred|thousand|million|billion|trillion|dozen", re.IGNOR
 _SEVERAL = re.compile(r"[0-9]\s+[0-9]")
 _MIXED_NUMBER = re.compile(r"-?\s*[0-9]+\s+[0-9]+\s*/\s*[0-9]+")
 _WORD = re.compile(r"[A-Za-z][A-Za-z '-]{2,}")
+MAX_EXPECTED_CHARS = 1000
+"""Less than the part of an answer that is read, so that the expected answer itself fits."""
 
 
 def plain(text: str) -> str:
     """`text` without what does not change its value: math delimiters, a box, font commands, one `x =`, a unit, degrees."""
-    text = text.replace("−", "-").strip()
+    text = text.replace("−", "-").replace("\\varnothing", "\\emptyset").strip()
     content = search_boxed(text)
     if content is not None:
         text = content.strip()
@@ -93,6 +97,8 @@ def decide(text: str, expected: str, *, require_box: bool = False) -> tuple[Verd
     try:
         given_value = number(given)
     except (Undefined, TooLarge) as error:
+        if isinstance(error, TooLarge) and given == gold:
+            return verdict(True, answer.text, expected, "same text"), answer
         if gold_value is not None or "\\" not in gold:
             why = "undefined" if isinstance(error, Undefined) else "too large to compute"
             return verdict(False, answer.text, expected, why), answer
@@ -109,6 +115,31 @@ def decide(text: str, expected: str, *, require_box: bool = False) -> tuple[Verd
     return verdict(equal, answer.text, expected, "exact arithmetic"), answer
 
 
+def boxed(expected: str) -> str:
+    """An answer that gives `expected` as it is written."""
+    return expected if "\\boxed" in expected else f"\\boxed{{{expected.strip('$')}}}"
+
+
+@lru_cache(maxsize=4096)
+def gold_problem(expected: str) -> str | None:
+    """Why no answer could equal `expected`, so that its row is of no use; None where one can. Bounded and linear."""
+    if len(expected) > MAX_EXPECTED_CHARS:
+        return f"it has {len(expected)} characters, at most {MAX_EXPECTED_CHARS} are compared"
+    gold = plain(expected)
+    if not gold:
+        return "it is blank"
+    try:
+        number(gold)
+    except Undefined:
+        return f"'{gold}' is undefined"
+    except (Unsupported, TooLarge):
+        pass
+    found, _ = decide(boxed(expected), expected)
+    if found is not None and found.reward == 0.0:
+        return "it does not even equal itself: is a brace missing?"
+    return None
+
+
 def prepare() -> None:
     """Import what `symbolic` needs, outside anybody's CPU limit."""
     import math_verify  # noqa: F401
@@ -118,6 +149,7 @@ def symbolic(answer: Extracted, expected: str) -> Verdict:
     """math-verify's comparison, gold first. Unbounded in time and memory: for workers only."""
     from math_verify import LatexExtractionConfig, parse, verify
 
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns once a process that its own time-outs are off
     gold_text = expected if search_boxed(expected) is not None else f"\\boxed{{{plain(expected)}}}"
     gold = parse(gold_text, extraction_config=[LatexExtractionConfig()], parsing_timeout=None)
     given = parse(

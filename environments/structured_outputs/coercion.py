@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
+# ASCII only: int() and float() also read digits of other scripts and underscores.
+_INTEGER = re.compile(r"[+-]?[0-9]{1,4000}")
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 TRUE = frozenset({"true", "1", "yes"})
 FALSE = frozenset({"false", "0", "no"})
 
@@ -31,18 +35,10 @@ def scalar(text: str | None, kinds: list[str]) -> Any:
     if text is None:
         return "" if "string" in kinds else None
     for kind in kinds:
-        if kind == "integer":
-            try:
-                return int(plain)
-            except ValueError:
-                continue
-        if kind == "number":
-            try:
-                value = float(plain)
-            except ValueError:
-                continue
-            if math.isfinite(value):
-                return value
+        if kind == "integer" and _INTEGER.fullmatch(plain):
+            return int(plain)
+        if kind == "number" and _NUMBER.fullmatch(plain) and math.isfinite(value := float(plain)):
+            return value
         if kind == "boolean" and plain.lower() in TRUE | FALSE:
             return plain.lower() in TRUE
         if kind == "string":

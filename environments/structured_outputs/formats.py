@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import tomllib
 from typing import Any
 from xml.parsers import expat
@@ -20,16 +21,29 @@ class ParseError(ValueError):
     """Text that is not in the asked format."""
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise ValueError("an object has one key twice")
+    return made
+
+
+def _number(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text[:40]} is no finite number")
+    return value
+
+
 def parse_json(text: str) -> Any:
-    """One JSON value and nothing else around it but white space."""
+    """One JSON value and nothing else around it but white space; no NaN, no number beyond a float, no key twice."""
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_object, parse_float=_number, parse_constant=_number)
     except (ValueError, RecursionError) as error:
         raise ParseError(f"not JSON: {str(error)[:200]}") from None
 
 
 def expanded_size(root: yaml.Node) -> int:
-    """Number of nodes that `root` stands for, aliases counted every time. Raises ParseError for a cycle."""
+    """Number of nodes that `root` stands for, aliases counted every time. Raises ParseError for a cycle or a repeated key."""
     sizes: dict[int, int] = {}
     open_nodes: set[int] = set()
     stack: list[tuple[yaml.Node, bool]] = [(root, False)]
@@ -40,6 +54,9 @@ def expanded_size(root: yaml.Node) -> int:
             children = node.value
         elif isinstance(node, yaml.MappingNode):
             children = [part for pair in node.value for part in pair]
+            keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            if len(set(keys)) != len(keys):
+                raise ParseError("not YAML: a mapping has one key twice")
         if done:
             open_nodes.discard(id(node))
             sizes[id(node)] = min(1 + sum(sizes[id(child)] for child in children), MAX_NODES + 1)
@@ -53,6 +70,20 @@ def expanded_size(root: yaml.Node) -> int:
     return sizes[id(root)]
 
 
+def finite(value: Any) -> Any:
+    """`value`, if it holds no NaN and no infinity, which JSON schemas cannot speak of. Raises ParseError."""
+    stack = [value]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, float) and not math.isfinite(item):
+            raise ParseError(f"{item} is no finite number")
+        if isinstance(item, dict):
+            stack.extend(item.values())
+        elif isinstance(item, list):
+            stack.extend(item)
+    return value
+
+
 def parse_yaml(text: str) -> Any:
     """One YAML document of plain values; aliases may not blow it up."""
     try:
@@ -63,7 +94,7 @@ def parse_yaml(text: str) -> Any:
                 return None
             if expanded_size(node) > MAX_NODES:
                 raise ParseError(f"aliases expand to more than {MAX_NODES} values")
-            return loader.construct_document(node)
+            return finite(loader.construct_document(node))
         finally:
             loader.dispose()
     except ParseError:
@@ -75,7 +106,9 @@ def parse_yaml(text: str) -> Any:
 def parse_toml(text: str) -> Any:
     """One TOML document."""
     try:
-        return tomllib.loads(text)
+        return finite(tomllib.loads(text))
+    except ParseError:
+        raise
     except (ValueError, RecursionError, OverflowError) as error:
         raise ParseError(f"not TOML: {str(error)[:200]}") from None
 
@@ -137,13 +170,17 @@ def parse_xml(text: str) -> Any:
 
 
 def parse_csv(text: str) -> Any:
-    """Rows as dictionaries by the header line; every value is a string, None where a row is too short."""
+    """Rows as dictionaries by the header line; every value is a string, None where a row is too short. A header alone is no
+    answer: any line of prose would be one."""
     try:
         csv.field_size_limit(max(csv.field_size_limit(), CSV_FIELD_CHARS))
         reader = csv.DictReader(io.StringIO(text, newline=""))
         rows = list(reader)
     except (csv.Error, ValueError) as error:
         raise ParseError(f"not CSV: {str(error)[:200]}") from None
+    names = reader.fieldnames or []
+    if not rows or len(set(names)) != len(names):
+        raise ParseError("not CSV: no row follows the header" if not rows else "not CSV: the header has one name twice")
     for row in rows:
         if None in row:
             raise ParseError("not CSV: a row has more values than the header has names")

@@ -1,6 +1,7 @@
 """Seeded extraction tasks: a sentence, a schema, an answer in the asked format; worked examples are the dial of difficulty.
 
-Names and objects of train and held-out tasks are disjoint. Each schema has constraints that an empty or dummy value fails.
+Names and objects of train and held-out tasks are disjoint. The prompt shows a schema of types and ranges; the row's own schema, which
+grades, also fixes the values that the text states: a value that the text does not state earns nothing, however well it fits.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def _trip(r: random.Random, split: str) -> Made:
 
 def _cities(r: random.Random, split: str) -> Made:
     chosen = r.sample(CITIES[split], 3)
-    allowed = sorted({*chosen, *r.sample(CITIES[split], 1)})
+    allowed = sorted([*chosen, r.choice([city for city in CITIES[split] if city not in chosen])])
     items = {"type": "string", "enum": allowed}
     schema = _object(cities={"type": "array", "items": items, "minItems": 3, "maxItems": 3, "uniqueItems": True})
     return f"The tour visits {chosen[0]}, {chosen[1]} and {chosen[2]}.", schema, {"cities": chosen}
@@ -72,6 +73,18 @@ def _rows(r: random.Random, split: str) -> Made:
     people = [{"name": name, "age": decade + r.randint(0, 9)} for name in r.sample(NAMES[split], 2)]
     schema = {"type": "array", "minItems": 2, "items": _object(name=_word(), age=_near(decade, 10))}
     return f"{people[0]['name']} is {people[0]['age']} and {people[1]['name']} is {people[1]['age']}.", schema, people
+
+
+def _stated(schema: dict[str, Any], values: Any) -> dict[str, Any]:
+    """`schema`, narrowed to `values`: the same numbers, the same words (their first letter in either case), lists in their order."""
+    if isinstance(values, dict):
+        return {**schema, "properties": {key: _stated(schema["properties"][key], values[key]) for key in values}}
+    if isinstance(values, list):  # `items` stays: it tells a CSV column's type
+        rows = [_stated(schema["items"], value) for value in values]
+        return {**schema, "prefixItems": rows, "minItems": len(rows), "maxItems": len(rows)}
+    if isinstance(values, int):
+        return {**schema, "const": values}
+    return {**schema, "pattern": f"^[{values[0].upper()}{values[0].lower()}]{values[1:]}$"}
 
 
 def _json(values: Any) -> str:
@@ -144,11 +157,10 @@ def generate(n: int, seed: int, split: str) -> Iterator[dict[str, Any]]:
                 shown, shown_schema, shown_values = make(r, "train")
             turns.append({"role": "user", "content": _ask(shown, _wrapped(shown_schema, kind), kind)})
             turns.append({"role": "assistant", "content": write(shown_values)})
-        schema = _wrapped(schema, kind)
-        turns.append({"role": "user", "content": _ask(document, schema, kind)})
+        turns.append({"role": "user", "content": _ask(document, _wrapped(schema, kind), kind)})
         yield {
             "responses_create_params": {"input": turns},
-            "schema_str": json.dumps(schema),
+            "schema_str": json.dumps(_wrapped(_stated(schema, values), kind)),
             "schema_type": kind,
             "response_mode": "text",
             "gold_answer": write(values),

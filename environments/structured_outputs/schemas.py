@@ -8,11 +8,13 @@ import math
 import re
 from functools import lru_cache
 from typing import Any
+from urllib.parse import unquote
 
 import jsonschema_rs
 
 MAX_SCHEMA_CHARS = 262_144
 REGEX_BYTES = 2_000_000
+MAX_BRANCHES = 10_000
 QUICK_NODES = 400
 QUICK_DEPTH = 16
 QUICK_PATTERN_CHARS = 128
@@ -110,6 +112,52 @@ def make_strict(schema: Any, around: frozenset[str] = frozenset()) -> None:
             del schema["required"]  # draft 4 forbids an empty list
 
 
+def _target(root: Any, reference: Any) -> Any:
+    """What a reference inside the document points to by its path; None for any other (by name, to elsewhere, to nothing)."""
+    if not isinstance(reference, str) or not (reference == "#" or reference.startswith("#/")):
+        return None
+    found = root
+    for step in unquote(reference).split("/")[1:]:
+        step = step.replace("~1", "/").replace("~0", "~")
+        if isinstance(found, dict):
+            found = found.get(step)
+        elif isinstance(found, list) and step.isascii() and step.isdigit() and int(step) < len(found):
+            found = found[int(step)]
+        else:
+            return None
+    return found
+
+
+def check_branching(root: Any) -> None:
+    """Raises SchemaError where one value would be compared with more than MAX_BRANCHES subschemas (combinators and references
+    multiply), or where a reference leads back to itself without a step into the value. Recursive types are fine."""
+    sizes: dict[int, int] = {}
+    open_nodes: set[int] = set()
+
+    def size(schema: dict[str, Any]) -> int:
+        """How many subschemas speak of the instance that `schema` speaks of."""
+        if id(schema) in open_nodes:
+            raise SchemaError("a reference leads back to itself: it says nothing of any value")
+        if id(schema) not in sizes:
+            open_nodes.add(id(schema))
+            inside = [*branches(schema), *(schema.get(key) for key in ("not", "if"))]
+            inside += [_target(root, schema.get(key)) for key in ("$ref", "$recursiveRef")]
+            sizes[id(schema)] = 1 + sum(size(item) for item in inside if isinstance(item, dict))
+            open_nodes.discard(id(schema))
+        if sizes[id(schema)] > MAX_BRANCHES:
+            raise SchemaError(f"one value would be compared with more than {MAX_BRANCHES} subschemas")
+        return sizes[id(schema)]
+
+    stack = [root]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, dict):
+            size(value)
+            stack.extend(value.values())
+        elif isinstance(value, list):
+            stack.extend(value)
+
+
 def no_retrieval(uri: str) -> Any:
     """The retriever: nothing outside of the schema is read, be it a file or a network address."""
     raise ValueError(f"the schema refers to '{uri}'; only references inside the schema are followed")
@@ -128,12 +176,19 @@ def load_schema(text: str) -> Any:
     return schema
 
 
+@lru_cache(maxsize=512)
+def check_schema(text: str) -> None:
+    """Whether `text` looks like a schema; what it means is for the worker to find out. Raises SchemaError."""
+    load_schema(text)
+
+
 class Compiled:
     """A strict schema as a Python value (for type coercion) with its validator."""
 
     def __init__(self, schema: Any) -> None:
         self.schema = copy.deepcopy(schema)
         try:
+            check_branching(self.schema)
             make_strict(self.schema)
             self.validator = jsonschema_rs.validator_for(
                 self.schema,
@@ -141,6 +196,8 @@ class Compiled:
                 retriever=no_retrieval,
                 pattern_options=jsonschema_rs.RegexOptions(size_limit=REGEX_BYTES, dfa_size_limit=REGEX_BYTES),
             )
+        except SchemaError:
+            raise
         except (ValueError, TypeError, RecursionError, jsonschema_rs.ReferencingError) as error:
             raise SchemaError(f"not a usable schema: {str(error)[:300]}") from None
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from pydantic import field_validator
+
 from environments.structured_outputs.coercion import coerce_csv, coerce_xml
 from environments.structured_outputs.formats import PARSERS, ParseError, parse_json
-from environments.structured_outputs.schemas import SchemaError, compiled
+from environments.structured_outputs.schemas import SchemaError, check_schema, compiled
 from gym_servers.environment import Row, Settings
-from gym_servers.protocol import Item, Verdict, final_text, function_calls, strip_reasoning
+from gym_servers.protocol import Item, RowError, Verdict, final_text, function_calls, strip_reasoning
 
 
 class StructuredSettings(Settings):
@@ -29,6 +31,12 @@ class StructuredRow(Row):
     tool_name: str | None = None
     tool_payload_key: str | None = None
     tool_schema_mode: str | None = None
+
+    @field_validator("schema_str")
+    @classmethod
+    def _is_a_schema(cls, value: str) -> str:
+        check_schema(value)
+        return value
 
 
 def zero(kind: str, explanation: str) -> Verdict:
@@ -58,17 +66,24 @@ def payload(row: StructuredRow, output: list[Item], settings: StructuredSettings
             return arguments[row.tool_payload_key]
         return arguments
     text = strip_reasoning(final_text(output))
+    if not text.strip():
+        return zero("empty_response", "the answer is empty")
     if len(text) > settings.max_answer_chars:
         return zero("parse_error", f"the answer has over {settings.max_answer_chars} characters")
     return PARSERS[row.schema_type](text)
 
 
 def verdict(row: StructuredRow, output: list[Item], settings: StructuredSettings) -> Verdict:
-    """1.0 where the whole answer parses as the asked format and matches the strict schema, else 0.0."""
+    """1.0 where the whole answer parses as the asked format and matches the strict schema, else 0.0.
+
+    Raises RowError where the schema cannot be used: that is no answer's fault.
+    """
     try:
         schema = compiled(row.schema_str)
     except SchemaError as error:
-        return zero("schema_error", str(error))
+        raise RowError(
+            f"environment 'structured_outputs' task '{row.task_id or '?'}': field 'schema_str': {error}"
+        ) from None
     try:
         value = payload(row, output, settings)
         if isinstance(value, Verdict):

@@ -19,13 +19,12 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import quote
 
 import orjson
 
 from gym_servers.client import Client
 from gym_servers.protocol import Failure, FailureError, Item, Rollout, RowError, ToolCall, function_calls
-from gym_servers.tools import RESERVED
+from gym_servers.tools import is_tool_name
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ async def _call_tool(
         return mistake("the arguments must be a JSON object", raw)
     try:
         reply = await client.post(
-            f"{target.environment_url}/{quote(name, safe='')}",
+            f"{target.environment_url}/{name}",
             arguments,
             seconds=limits.tool_seconds,
             kind="tool_crash",
@@ -148,11 +147,15 @@ async def _call_tools(
 async def generate(
     client: Client, row: dict[str, Any], target: Target, rollout: Rollout, limits: LoopLimits, session: Session
 ) -> dict[str, Any]:
-    """Fill `rollout` up to the verdict. Returns the last response of the model, without its output. Raises FailureError (retryable: where sampling anew is right), RowError."""
+    """Fill `rollout` up to the verdict. Returns the last response of the model, without its output.
+
+    Raises FailureError (retryable: where sampling anew is right), RowError.
+    """
     params = dict(row.get("responses_create_params") or {})
     history = _as_input(params.pop("input", []))
     tools = [tool for tool in params.get("tools") or [] if isinstance(tool, dict)]
-    allowed = {str(tool.get("name")) for tool in tools if tool.get("type", "function") == "function"} - RESERVED
+    declared = {str(tool.get("name")) for tool in tools if tool.get("type", "function") == "function"}
+    allowed = set(filter(is_tool_name, declared))  # a name is a path segment of the environment's server
     response: dict[str, Any] = {}
     for step in range(limits.steps):
         began = time.monotonic()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def test_standard_error_by_hand() -> None:
 
 
 @pytest.mark.conformance
-def test_pass_at_k_conformance(conformance: Path) -> None:
+def test_pass_at_k_conformance(conformance: Path, conform: Callable[[str, dict[str, bool], str], None]) -> None:
     rows = cases(conformance, "pass_at_k_metrics.jsonl")
     for case in rows:
         got, wanted = sample_metrics(case["tasks"], case.get("answer_key")), dict(case["expected"])
@@ -55,10 +56,11 @@ def test_pass_at_k_conformance(conformance: Path) -> None:
         for name, expected in wanted.items():
             assert got[name] == pytest.approx(expected, abs=1e-9), (case["id"], name)
     assert len(rows) == 8
+    conform("pass_at_k_metrics.jsonl", {case["id"]: True for case in rows}, "docs/architecture.md")
 
 
 @pytest.mark.conformance
-def test_materialisation_conformance(conformance: Path) -> None:
+def test_materialisation_conformance(conformance: Path, conform: Callable[[str, dict[str, bool], str], None]) -> None:
     rows = cases(conformance, "rollout_row_materialization.jsonl")
     for case in rows:
         config = dict(case["config"])
@@ -69,6 +71,7 @@ def test_materialisation_conformance(conformance: Path) -> None:
         else:
             assert list(rollout_rows(case["input_rows"], **config)) == case["expected"]["rows"], case["id"]
     assert len(rows) == 12
+    conform("rollout_row_materialization.jsonl", {case["id"]: True for case in rows}, "docs/architecture.md")
 
 
 def test_rollout_rows_share_nothing_and_leave_the_input_alone() -> None:

@@ -123,13 +123,14 @@ def test_paths_of_the_server_cannot_be_called(world: World, name: str) -> None:
     assert rollout.reward == 1.0
 
 
-def test_a_name_from_the_row_stays_one_path_segment(world: World) -> None:
-    declared = [{"type": "function", "name": "../kit_till/verify", "parameters": {}}]
-    rollout = world.run(lambda body, n: [call("../kit_till/verify")], tools=declared)
-    assert rollout.reward is None
-    assert rollout.failure is not None
-    assert not rollout.failure.retryable
-    assert "/kit_till/verify" not in world.paths
+@pytest.mark.parametrize(
+    "name", ["../kit_till/verify", "./verify", "verify?", "verify#", "verify/", "%76erify", "", "a b"]
+)
+def test_a_name_that_is_no_path_segment_cannot_be_called(world: World, name: str) -> None:
+    declared = [{"type": "function", "name": name, "parameters": {}}]
+    rollout = world.run(lambda body, n: [call(name)] if n == 1 else message("x"), tools=declared)
+    assert rollout.tool_calls[0].output.startswith(f"Error: there is no tool '{name}'")
+    assert world.paths == ["/kit_till/seed_session", "/kit_till/verify"]
 
 
 def test_only_functions_are_tools(world: World) -> None:

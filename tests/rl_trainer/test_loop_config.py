@@ -68,5 +68,4 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_the_demo_configuration_is_valid() -> None:
     config = load_config(ROOT / "rl_trainer" / "configs" / "demo.yaml")
-    assert config.steps * config.tasks_per_step * config.group_size <= 24 * 6 * 8
-    assert config.policy.dtype == "bf16" and config.optimizer.lr == 1e-5
+    assert config.policy.dtype == "bf16" and config.sampling.temperature == 1.0

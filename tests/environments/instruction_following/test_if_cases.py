@@ -1,4 +1,4 @@
-"""instruction_following: its own cases, the conformance cases, hostile answers."""
+"""instruction_following: its own cases, hostile answers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import contextlib
 import json
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -152,31 +151,6 @@ def test_an_empty_answer_follows_nothing(text: str) -> None:
     for identifier, known in INSTRUCTIONS.items():
         row = ENVIRONMENT.check_row({"instruction_id_list": [identifier], "kwargs": [kwargs_for(known)]})
         assert ENVIRONMENT.verify(row, message(text)).reward == 0.0, identifier
-
-
-@pytest.mark.conformance
-def test_conformance_agrees_or_is_listed_with_its_reason(conformance: Path) -> None:
-    readme = (FOLDER / "README.md").read_text().split("## Disagreements with the reference")[1]
-    cases = [json.loads(line) for line in (conformance / "verify/instruction_following.jsonl").read_text().splitlines()]
-    wrong = []
-    for case in cases:
-        try:
-            verdict = grade(case)
-        except RowError:
-            wrong.append(case["id"])
-            continue
-        expected = case["expected"]
-        strict = expected.get("strict") or expected.get("follow_instruction_list")
-        loose = expected.get("loose") or expected.get("follow_instruction_list_loose")
-        agrees = verdict.reward == expected["reward"]
-        agrees = agrees and strict in (None, verdict.parts["follow_instruction_list"])
-        agrees = agrees and loose in (None, verdict.parts["follow_instruction_list_loose"])
-        if not agrees:
-            wrong.append(case["id"])
-    print(f"instruction_following: {len(cases) - len(wrong)} of {len(cases)} agree")
-    assert len(cases) == 338
-    assert [name for name in wrong if f"| {name} |" not in readme] == []
-    assert len(wrong) == 2
 
 
 @pytest.fixture(scope="module")

@@ -1,16 +1,18 @@
-"""structured_outputs: its own cases, the conformance cases, and its generator."""
+"""structured_outputs: its own cases, and its generator."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
+import random
+from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from environments.structured_outputs import generator
 from environments.structured_outputs.schemas import pattern_states, small
 from environments.structured_outputs.server import StructuredOutputs
 from environments.structured_outputs.verifier import StructuredSettings
@@ -115,11 +117,48 @@ def test_train_and_heldout_share_no_task() -> None:
     assert not train & {row["gold_answer"] for row in environment.generate(900, 0, "heldout")}
 
 
-@pytest.mark.conformance
-def test_conformance_agrees_or_is_listed_with_its_reason(conformance: Path, pool: WorkerPool) -> None:
-    readme = (FOLDER / "README.md").read_text().split("## Disagreements with the reference")[1]
-    cases = [json.loads(line) for line in (conformance / "verify/structured_outputs.jsonl").read_text().splitlines()]
-    wrong = [case["id"] for case in cases if grade(case, pool).reward != case["expected"]["reward"]]
-    print(f"structured_outputs: {len(cases) - len(wrong)} of {len(cases)} agree")
-    assert len(cases) == 80
-    assert [name for name in wrong if f"| {name} |" not in readme] == []
+def shown_schema(row: dict[str, Any]) -> dict[str, Any]:
+    """The schema that the prompt shows: all that an agent knows who does not read the text."""
+    asked = row["responses_create_params"]["input"][-1]["content"]
+    schema: dict[str, Any] = json.loads(asked.split("Schema: ")[1].split("\nText: ")[0])
+    return schema
+
+
+def blind(schema: dict[str, Any], r: random.Random) -> Any:
+    """A value that fits `schema`, with favourite words where any word does."""
+    match schema["type"]:
+        case "object":
+            return {name: blind(inner, r) for name, inner in schema["properties"].items()}
+        case "array":
+            options = schema["items"].get("enum")
+            return r.sample(options, 3) if options else [blind(schema["items"], r) for _ in range(schema["minItems"])]
+        case "integer":
+            return r.choice([schema["minimum"], schema["maximum"], r.randint(schema["minimum"], schema["maximum"])])
+    return r.choice([*generator.NAMES["train"], *generator.THINGS["train"], "Maria", "pillow"])
+
+
+@pytest.mark.parametrize("split", ["train", "heldout"])
+def test_values_that_fit_the_shown_schema_but_are_not_read_from_the_text_earn_nothing(split: Any) -> None:
+    environment, r = StructuredOutputs(), random.Random(2)
+    write = {family: writer for family, *_, writer in generator.FAMILIES}
+    tries: Counter[str] = Counter()
+    passed: Counter[str] = Counter()
+    for row in environment.generate(540, 4, split):
+        schema, family = shown_schema(row), row["family"]
+        values = blind(schema["properties"]["root"] if row["schema_type"] == "xml" else schema, r)
+        shown = {**row, "schema_str": json.dumps(schema)}
+        for kind, counter in ((shown, tries), (row, passed)):
+            output = [{"type": "message", "content": [{"type": "output_text", "text": write[family](values)}]}]
+            counter[family] += int(environment.verify(environment.check_row(kind), output).reward)
+    assert all(tries[family] == 60 for family in write), "what is tried does fit the shown schema"
+    assert all(passed[family] < 6 for family in write), passed
+    assert sum(passed.values()) < 10
+
+
+def test_a_row_grades_by_the_shown_schema_and_the_values_of_the_text() -> None:
+    environment = StructuredOutputs()
+    for row in environment.generate(90, 9, "train"):
+        gold = environment.gold(environment.check_row(row))
+        assert gold is not None
+        shown = environment.check_row({**row, "schema_str": json.dumps(shown_schema(row))})
+        assert environment.verify(shown, gold).reward == 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,16 @@ import pytest
 from gym_servers.models.converter import chat_to_response, items_to_messages, responses_to_chat
 from gym_servers.models.ledger import splice_prefix
 
-FOLDER = Path(__file__).resolve().parents[3].parent / "shared/conformance"
-pytestmark = [
-    pytest.mark.conformance,
-    pytest.mark.skipif(not FOLDER.exists(), reason=f"no conformance cases at {FOLDER}"),
-]
-# a template that strips reasoning starts a new segment here (spec/algorithm.md, section 4)
-OURS = {"splice/04"}
+pytestmark = pytest.mark.conformance
+Case = dict[str, Any]
+Conform = Callable[[str, dict[str, bool], str], None]
+DOCUMENT = "docs/architecture.md"
 
 
-def cases(name: str) -> list[dict[str, Any]]:
-    path = FOLDER / name
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+def run(file: str, agrees: Callable[[Case], bool], conformance: Path, conform: Conform, count: int) -> None:
+    cases = [json.loads(line) for line in (conformance / file).read_text().splitlines()]
+    assert len(cases) == count
+    conform(file, {case["id"]: agrees(case) for case in cases}, DOCUMENT)
 
 
 def without_ids(value: Any) -> Any:
@@ -36,42 +35,48 @@ def without_ids(value: Any) -> Any:
     return value
 
 
-@pytest.mark.parametrize("case", cases("token_prefix_splice.jsonl"), ids=lambda c: c["id"])
-def test_splice(case: dict[str, Any]) -> None:
+def splices(case: Case) -> bool:
     args = (
         case["model_prefix_token_ids"],
         case["template_prefix_token_ids"],
         case["template_token_ids"],
         case.get("eos_token_id"),
     )
-    if case["id"] in OURS:
-        assert splice_prefix(*args) is None
-    elif "raises" in case["expected"]:
+    if "raises" in case["expected"]:
         with pytest.raises(ValueError, match="cannot splice"):
             splice_prefix(*args)
-    else:
-        assert splice_prefix(*args) == case["expected"]["tokens"]
+        return True
+    return splice_prefix(*args) == case["expected"]["tokens"]
 
 
-@pytest.mark.parametrize("case", cases("responses_converter.jsonl"), ids=lambda c: c["id"])
-def test_converter(case: dict[str, Any]) -> None:
+def converts(case: Case) -> bool:
     expected, tokens = case["expected"], case["return_token_id_information"]
     if case["direction"].startswith("responses"):
         if "raises" in expected:
             with pytest.raises(ValueError if expected["raises"] != "NotImplementedError" else NotImplementedError):
                 responses_to_chat(case["input"], token_fields=tokens)
-        else:
-            assert responses_to_chat(case["input"], token_fields=tokens) == expected["chat_params"]
-        return
+            return True
+        return bool(responses_to_chat(case["input"], token_fields=tokens) == expected["chat_params"])
     completion = {
         "choices": [{"message": case["message"], "finish_reason": case["finish_reason"]}],
         "usage": case.get("usage"),
     }
     got = chat_to_response(completion, reasoning=case["uses_reasoning_parser"], token_fields=tokens)
-    assert without_ids({k: got[k] for k in expected}) == without_ids(expected)
+    return bool(without_ids({k: got[k] for k in expected}) == without_ids(expected))
 
 
-@pytest.mark.parametrize("case", cases("responses_trajectory_roundtrip.jsonl"), ids=lambda c: c["id"])
-def test_trajectory(case: dict[str, Any]) -> None:
+def keeps_trajectory(case: Case) -> bool:
     got = items_to_messages(case["input"], token_fields=case["return_token_id_information"])
-    assert got == case["expected"]["messages"]
+    return bool(got == case["expected"]["messages"])
+
+
+def test_splice(conformance: Path, conform: Conform) -> None:
+    run("token_prefix_splice.jsonl", splices, conformance, conform, 11)
+
+
+def test_converter(conformance: Path, conform: Conform) -> None:
+    run("responses_converter.jsonl", converts, conformance, conform, 31)
+
+
+def test_trajectory(conformance: Path, conform: Conform) -> None:
+    run("responses_trajectory_roundtrip.jsonl", keeps_trajectory, conformance, conform, 2)

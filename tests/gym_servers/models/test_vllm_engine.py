@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -149,3 +151,49 @@ def test_the_canary_catches_what_a_digest_cannot(tmp_path: Path) -> None:
             assert engine.state.weight_version == 1
 
     asyncio.run(scenario())
+
+
+def test_the_server_process_and_a_reasoning_budget_on_the_real_engine(tmp_path: Path) -> None:
+    """Over HTTP, two turns: what the server wrote is masked 0, all else has the log-probability that the engine gives it when the
+    whole segment is scored at once.
+    """
+    import httpx
+
+    from gym_servers.hosts.local import LocalHost
+    from gym_servers.models.wire import unpack_ledger
+    from gym_servers.signing import sign_rollout_id
+    from rl_trainer.tiny_model import make_tiny_model
+
+    make_tiny_model(tmp_path / "model", seed=0)
+    settings = {"model": str(tmp_path / "model"), "dtype": "float32", "max_model_len": 512, "threads": 1, "kv_gib": 1}
+    with LocalHost() as host:
+        command = [sys.executable, "-m", "gym_servers.models.vllm", "--settings", json.dumps(settings)]
+        server = host.start("the model server", command, {"OMNIGYM_TOKEN": "t", "OMNIGYM_SECRET": "s"})
+        url, rollout = server.wait_ready(300), f"/r/{sign_rollout_id('r', 's')}"
+        with httpx.Client(base_url=url, headers={"Authorization": "Bearer t"}, timeout=300) as http:
+
+            def post(path: str, **body: Any) -> httpx.Response:
+                reply = http.post(path, json=body)
+                assert reply.status_code == 200, reply.text
+                return reply
+
+            switched = {"reasoning": True, "reasoning_budget": 6}
+            messages: list[Any] = [{"role": "user", "content": "hello"}]
+            for _ in range(2):
+                body = {"messages": messages, "max_tokens": 24, "chat_template_kwargs": switched, "seed": 5}
+                message = post(f"{rollout}/v1/chat/completions", **body, return_token_ids=True).json()["choices"][0][
+                    "message"
+                ]
+                assert message["generation_loss_mask"][:7] == [1] * 6 + [0]
+                messages += [
+                    {name: message[name] for name in ("role", "content", "reasoning_content")},
+                    {"role": "tool", "tool_call_id": "-", "content": "go on"},
+                ]
+            export = unpack_ledger(post(f"{rollout}/close").content)
+            (segment,) = export.segments
+            (scores,) = post("/admin/score", token_ids=[segment.token_ids]).json()["logprobs"]
+    assert segment.sampled == export.usage["sampled_tokens"] < 48
+    assert export.usage["requests"] == 4
+    pairs = [(a, b) for a, b, m in zip(scores, segment.lp_gen[1:], segment.mask[1:], strict=True) if m]
+    assert len(pairs) == segment.sampled
+    assert max(abs(a - b) for a, b in pairs) < 1e-3
