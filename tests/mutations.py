@@ -82,6 +82,13 @@ MUTATIONS = (
         f"{TRAINER}/test_train_packing.py::test_a_shared_prompt_gives_the_log_probabilities_and_gradients_of_whole_segments",
     ),
     Mutation(
+        "a shared prompt's last token predicts one too early",
+        "rl_trainer/packing.py",
+        "stem = np.arange(at, at + trunk)",
+        "stem = np.arange(at, at + trunk) - 1",
+        f"{TRAINER}/test_train_packing.py::test_packed_targets_are_the_sampled_tokens_with_their_own_figures",
+    ),
+    Mutation(
         "no temperature in the trainer",
         "rl_trainer/logprobs.py",
         "logits = (hidden[part].to(dtype) @ table.T).to(wide) / temperature",

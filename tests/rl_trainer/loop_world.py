@@ -176,7 +176,7 @@ def write_config(folder: Path, model: Path, **values: Any) -> Path:
         "algorithm": {"overlong_filtering": False},
         "optimizer": {"lr": 1e-3, "warmup_steps": 0},
         "policy": {"dtype": "float32", "device": "cpu", "threads": 1},
-        "engine": {"dtype": "float32", "threads": 1, "kv_gib": 1, "max_model_len": 1500},
+        "engine": {"dtype": "float32", "threads": 1, "kv_gib": 1, "max_model_len": 1500, "start_seconds": 600},
         "checkpoint": {"every": 2},
         "val": {"tasks": 0},
         "ray": {"enabled": False},

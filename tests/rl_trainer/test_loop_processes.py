@@ -41,13 +41,13 @@ def run_command(*arguments: str, **options: Any) -> subprocess.Popen[str]:
     )
 
 
-def finished(process: subprocess.Popen[str], seconds: float = 240) -> str:
+def finished(process: subprocess.Popen[str], seconds: float = 700) -> str:
     out, _ = process.communicate(timeout=seconds)
     assert process.returncode == 0, out
     return out
 
 
-def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 180) -> None:
+def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 700) -> None:
     deadline = time.monotonic() + seconds
     while not list(path.parent.parent.parent.glob(f"*/rollouts/{path.name}")):
         assert process.poll() is None, process.stdout.read() if process.stdout else ""
@@ -107,7 +107,7 @@ def test_a_run_killed_in_every_phase_and_resumed_equals_an_uninterrupted_one(mod
     arguments = [str(write_config(tmp_path / "killed", model, **values)), "ray.enabled=true", "ray.num_cpus=2"]
     for phase, step in (("generation", 0), ("training", 1), ("checkpoint", 1), ("sync", 3)):
         process = run_command(*arguments)
-        deadline = time.monotonic() + 400
+        deadline = time.monotonic() + 700
         while not (runs.exists() and any(reached(folder, phase, step) for folder in runs.iterdir())):
             assert process.poll() is None, process.stdout.read() if process.stdout else ""
             assert time.monotonic() < deadline

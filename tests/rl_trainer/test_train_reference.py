@@ -1,6 +1,6 @@
 """The worker's loss and its gradient for all parameters against a float64 model and formulas written here, for every option.
 
-Batches are cut into micro-batches of 60 tokens, the reference is computed sequence by sequence without any.
+Batches are cut into micro-batches of 90 tokens, the reference is computed sequence by sequence without any.
 """
 
 import math
@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from rl_trainer.advantages import Outcome, compute_advantages
 from rl_trainer.options import AlgorithmOptions, OptimizerOptions, PolicyOptions
-from rl_trainer.packing import TrainSegment
+from rl_trainer.packing import TrainSegment, pack
 from rl_trainer.policy import PolicyWorker, batch_loss
 from rl_trainer.selfcheck import make_batch
 from rl_trainer.tiny_model import make_tiny_model
@@ -37,6 +37,21 @@ def folders(tmp_path_factory):
     return [str(make_tiny_model(tmp_path_factory.mktemp("m"), seed=seed)) for seed in (0, 5)]
 
 
+def mixed(worker):
+    """Segments that the masks drop, one without advantage, and two more that share the first one's prompt."""
+    batch, random = broken(make_batch(worker)), np.random.default_rng(1)
+    first = batch[0]
+    for k, n in enumerate((9, 20)):
+        ids = np.concatenate([first.token_ids[: first.prompt], random.integers(3, 300, n)])
+        mask = (np.arange(len(ids)) >= first.prompt) & (
+            (np.arange(len(ids)) == first.prompt) | (random.random(len(ids)) > 0.3)
+        )
+        lp = np.concatenate([[0.0], worker.score([ids.tolist()])[0]]) + random.normal(0, 0.1, len(ids))
+        batch.append(TrainSegment(ids, mask.astype(np.int64), lp * mask, 0.8 - 2.0 * k, "selfcheck", f"sibling-{k}"))
+    assert len(pack(batch, [0, 6, 7]).trunks) == 1
+    return batch
+
+
 def make_worker(folders, algorithm, steps=1):
     return PolicyWorker(
         0,
@@ -47,7 +62,7 @@ def make_worker(folders, algorithm, steps=1):
             dtype="float32",
             device="cpu",
             threads=1,
-            micro_batch_tokens=60,
+            micro_batch_tokens=90,
             algorithm=AlgorithmOptions.model_validate({**algorithm, "optimizer_steps_per_batch": steps}),
             optimizer=OptimizerOptions(lr=1e-3, warmup_steps=0, grad_clip=1e9),
         ),
@@ -124,7 +139,7 @@ def assert_same(worker, exact, loss, expected):
 @pytest.mark.parametrize("name", OPTIONS)
 def test_loss_and_gradient_of_one_step(folders, name):
     worker = make_worker(folders, OPTIONS[name])
-    batch, exact = broken(make_batch(worker)), Exact(folders[0])
+    batch, exact = mixed(worker), Exact(folders[0])
     loss = batch_loss(worker, batch, backward=True)
     expected = reference_loss(exact, None, Exact(folders[1]), batch, worker.options.algorithm)
     expected.backward()
@@ -135,7 +150,7 @@ def test_loss_and_gradient_of_one_step(folders, name):
 def test_loss_and_gradient_of_the_second_of_two_steps(folders, name):
     """lp_old stays that of the batch's start: ratios are not 1, clips bite, and w still compares the start with the sampler."""
     once, twice = make_worker(folders, OPTIONS[name]), make_worker(folders, OPTIONS[name], steps=2)
-    batch, start = broken(make_batch(once)), Exact(folders[0])
+    batch, start = mixed(once), Exact(folders[0])
     once.train_step(batch, 0)
     result = twice.train_step(batch, 0)
     exact = Exact(folders[0], once.weights())
