@@ -34,7 +34,8 @@ OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 RETRY_AFTER_SECONDS = "1"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 BACKLOG = 4096
-"""Connections that wait to be accepted: all rollouts of a step may connect at once. The kernel caps it (somaxconn)."""
+"""Connections that wait to be accepted: all rollouts of a step may connect at once. The kernel caps it (somaxconn), and uvicorn must be
+told too, since it listens again."""
 
 
 class ServerSettings(BaseModel):

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 import uvicorn
 
-from gym_servers.base import LOOPBACK, Guard, ServerSettings, bind
+from gym_servers.base import BACKLOG, LOOPBACK, Guard, ServerSettings, bind
 from gym_servers.protocol import OmnigymError
 from gym_servers.registry import environment_names, load_environment
 from gym_servers.resources import build_resources
@@ -47,7 +47,7 @@ def run(guard: Guard, host: str, port: int) -> None:
     """Serve; the address is the first line of standard output. Raises OmnigymError where the port is taken."""
     sock = bind(host, port)
     typer.echo(f"http://{host}:{sock.getsockname()[1]}")
-    config = uvicorn.Config(guard, log_level="warning", access_log=False, timeout_graceful_shutdown=30)
+    config = uvicorn.Config(guard, log_level="warning", access_log=False, timeout_graceful_shutdown=30, backlog=BACKLOG)
     _Server(config, guard).run(sockets=[sock])
 
 

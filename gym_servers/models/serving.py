@@ -20,7 +20,7 @@ import orjson
 import uvicorn
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from gym_servers.base import LOOPBACK, Guard, ServerSettings, bind
+from gym_servers.base import BACKLOG, LOOPBACK, Guard, ServerSettings, bind
 from gym_servers.protocol import OmnigymError
 
 PR_SET_PDEATHSIG = 1
@@ -74,7 +74,8 @@ def parse_settings(kind: type[Listen], text: str) -> Listen:
 async def serve(settings: Listen, make: Callable[[Listen], Awaitable[Guard]], announce: TextIO) -> None:
     """Serve what `make` makes until a signal; its address goes to `announce` once it is made."""
     sock = bind(settings.host, settings.port)
-    config = uvicorn.Config(await make(settings), log_level="warning", access_log=False, timeout_graceful_shutdown=10)
+    app = await make(settings)
+    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=10, backlog=BACKLOG)
     print(f"http://{settings.host}:{sock.getsockname()[1]}", file=announce, flush=True)
     await uvicorn.Server(config).serve(sockets=[sock])
 
