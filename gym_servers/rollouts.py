@@ -171,7 +171,8 @@ class Collector:
             finally:
                 self.waiting.pop(place, None)
             if self.secret is not None:
-                failure = await self._join(client, base, rollout, spent) or failure
+                joined = await self._join(client, base, rollout, spent)
+                failure = failure or joined  # what is final stays final, whatever became of the ledger
             if failure is None:
                 break
             rollout.reward, rollout.failure = None, failure
@@ -227,4 +228,8 @@ class Collector:
             spent[name] += ledger.usage.get(name, 0)
         spent["dropped_tokens"] = abandoned + ledger.dropped
         rollout.timings["join"] = time.monotonic() - began
+        seen = ledger.usage.get("requests", 0) + (ledger.truncation_reason == "context")  # that call reached no engine
+        if seen < rollout.steps:
+            message = f"the ledger of the rollout is lost: it holds {seen} calls, {rollout.steps} were answered"
+            return Failure(kind="model_error", message=message)
         return None

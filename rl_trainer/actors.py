@@ -64,7 +64,24 @@ class PolicyMember:
         self.worker = PolicyWorker(rank, world_size, options, init_method)
 
     def train_step(self, batch: Sequence[TrainSegment], step: int) -> dict[str, Any]:
-        return self.worker.train_step(batch, step)
+        result = self.worker.train_step(batch, step)
+        if result["warnings"]:
+            result["warnings"] += [self._in_context(token) for token in result["worst_tokens"]]
+        return result
+
+    def _in_context(self, token: dict[str, Any]) -> str:
+        """A line for a person: a token on which trainer and engine disagree, with its neighbours."""
+        tokenizer = self._tokenizer()
+        text = tokenizer.decode(token["context_ids"], skip_special_tokens=False)
+        return (
+            f"  {token['environment']} {token['rollout_id']} segment {token['segment']} position {token['position']}: "
+            f"{tokenizer.decode([token['token_id']])!r} in {text!r}, lp {token['lp']:.3f}, lp_gen {token['lp_gen']:.3f}"
+        )
+
+    def _tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self.worker.options.model)
 
     def export(self, path: Path, dtype: str) -> str:
         return self.worker.export(path, dtype)
@@ -73,9 +90,7 @@ class PolicyMember:
         return self.worker.score(token_ids)
 
     def canary(self) -> list[list[int]]:
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(self.worker.options.model)
+        tokenizer = self._tokenizer()
         return [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in CANARY_TEXTS]
 
     def save(self, folder: Path, step: int, state: dict[str, Any]) -> None:

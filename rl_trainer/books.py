@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from gym_servers.protocol import OmnigymError
+
 CLASSES = (
     "trained",
     "zero_advantage",
@@ -18,7 +20,7 @@ IN_LOSS = ("trained", "zero_advantage", "token_mask")
 """These three sum to N."""
 
 
-class BooksError(Exception):
+class BooksError(OmnigymError):
     """The books do not balance; the message names the rollouts."""
 
 

@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gym_servers.protocol import OmnigymError
+
 STEP_FOLDER = re.compile(r"step_(\d{6,})")
 BEST = "best.json"
 
 
-class CheckpointError(Exception):
+class CheckpointError(OmnigymError):
     """A checkpoint could not be written or read; says which and what to do."""
 
 

@@ -8,6 +8,7 @@ flight, whose tasks and seeds are those it had.
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections import Counter
@@ -25,11 +26,14 @@ from rl_trainer.config import RunConfig
 from rl_trainer.evaluation import evaluate, mean_and_error, task_means
 from rl_trainer.metrics import MetricsLog, PhaseClock, sampled_tokens, step_record
 from rl_trainer.sampler import LoadedTask, PlannedTask, Sampler, rollout_seed
-from rl_trainer.store import RunStore, step_label
+from rl_trainer.store import RunStore, step_label, write_whole
 from rl_trainer.weights import mean_difference
 
 CANARY_FLOOR = 1e-3
 """Mean |dlp| that is never an alarm: two float32 engines differ by rounding, and 1.5 times nothing is nothing."""
+
+
+CANARY_FILE = "canary.json"
 
 
 class RunStopped(OmnigymError):
@@ -118,6 +122,8 @@ class Run:
             trained = self.policy.train_step(batch, step)
         totals = keep_books(rollouts, advantages, trained)
         self.sampler.observe(step, group_means(rollouts))
+        for line in trained["warnings"]:
+            self.observer.note(f"step {step}: {line}")
         if trained["skipped"]:
             self.observer.note(f"step {step}: no token of a valid rollout is left (N = 0), weights are unchanged")
         self._pending = (rollouts, trained, totals)
@@ -127,7 +133,8 @@ class Run:
         done = step + 1
         rollouts, trained, totals = self._pending
         best = None
-        if self.config.val.every and done % self.config.val.every == 0 and done < self.config.steps and self.heldout:
+        due = self.config.val.every and done % self.config.val.every == 0 and done < self.config.steps
+        if due and self.heldout and self.generation is not None:
             with clock("validate"):
                 found = self.evaluate(f"eval_{done:06d}", done, self.config.val.every_samples)
                 best = mean_and_error(list(task_means(found).values()))[0]
@@ -207,10 +214,8 @@ class Run:
                 f"weights {version}: the engine received digest {received[:16]}, sent was {digest[:16]}. The engine's "
                 "weights cannot be trusted: resume the run, which starts a new one."
             )
-        sequences = self.policy.canary()
-        gap = mean_difference(self.policy.score(sequences), self.generation.score(sequences))
-        if self.canary_start is None:
-            self.canary_start = gap
+        gap = self._canary_gap(self.generation)
+        assert self.canary_start is not None, "the canary is measured before anything is sent"
         limit = max(self.config.canary_factor * self.canary_start, CANARY_FLOOR)
         self.counters["canary"] = gap
         if not gap <= limit:  # also where it is NaN
@@ -220,12 +225,32 @@ class Run:
                 "that were sent. Resume the run, which starts a new engine."
             )
 
+    def _canary_gap(self, generation: Generation) -> float:
+        """Mean |dlp| between trainer and engine on the fixed sequences."""
+        sequences = self.policy.canary()
+        return mean_difference(self.policy.score(sequences), generation.score(sequences))
+
+    def start_sync(self, first: int) -> None:
+        """The first sync of this process. What the canary is held against is measured at the very start of a run, on the
+        weights that the engine loaded by itself: a sync that is broken from the first is then caught too."""
+        if self.generation is None:
+            return
+        file = self.store.folder / CANARY_FILE
+        if file.is_file():
+            self.canary_start = float(json.loads(file.read_text())["start"])
+        elif first == 0:
+            self.canary_start = self._canary_gap(self.generation)
+            write_whole(file, json.dumps({"start": self.canary_start}).encode())
+        else:
+            raise RunStopped(f"{file} is missing: without it nothing tells whether weights reach the engine")
+        self.sync(first)
+
     def checkpoint(self, done: int, score: float | None = None, record: Mapping[str, Any] | None = None) -> None:
         """A checkpoint of `done` steps; the best and the last ones stay. record: the last step's, not yet in the log."""
         state = {
             "sampler": self.sampler.state_dict(),
             "config": self.config.model_dump(mode="json"),
-            "extra": {"canary_start": self.canary_start, "score": score, "record": record},
+            "extra": {"score": score, "record": record},
         }
         self.policy.save(self.store.checkpoints, done, state)
         self._keep(done, score)
@@ -254,7 +279,6 @@ class Run:
             state = self.policy.restore(path)
             self.sampler.load_state_dict(state["sampler"])
             extra = state["extra"]
-            self.canary_start = extra.get("canary_start")
             self._keep(first, extra.get("score"))
             self.observer.note(f"loaded the checkpoint of {first} steps")
             if first - 1 not in place and extra.get("record") is not None:
@@ -293,10 +317,10 @@ class Run:
     def train(self, before: bool = True) -> tuple[list[Rollout], list[Rollout]] | None:
         """The whole run: evaluate, train, evaluate. Returns both evaluations' rollouts."""
         first = self.restore()
-        self.sync(first)
+        self.start_sync(first)
         if self._unfinished is not None:
             self.finish(first - 1, self._unfinished)
-        wanted = bool(self.heldout) and before
+        wanted = bool(self.heldout) and before and (first == 0 or self.store.committed("eval_before"))
         if wanted and first == 0:
             self.evaluate("eval_before", 0, self.config.val.samples)
         for step in range(first, self.config.steps):
@@ -312,7 +336,7 @@ class Run:
 
     def rollouts_only(self) -> None:
         """Collect every step's rollouts with the starting weights; nothing is trained."""
-        self.sync(0)
+        self.start_sync(0)
         logged = {row["step"] for row in self.store.metrics()}
         for step in range(self.config.steps):
             clock = PhaseClock()

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from gym_servers.protocol import OmnigymError
 from rl_trainer.logprobs import token_logprobs
 from rl_trainer.loss import policy_loss
 from rl_trainer.options import PolicyOptions
@@ -21,6 +22,10 @@ from rl_trainer.step_metrics import StepMetrics
 from rl_trainer.weights import cast_for_engine, checkpoint_tensors, write_weights
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+class GradientNotFinite(OmnigymError):
+    """A step whose gradient is NaN or infinite; it was not taken."""
 
 
 class Scorer(nn.Module):
@@ -128,7 +133,7 @@ class PolicyWorker:
     def train_step(self, batch: Sequence[TrainSegment], step: int) -> dict[str, Any]:
         """One step (counted from 0) on the segments of all valid rollouts; algorithm.md section 1.
 
-        Returns flat metrics plus `per_environment`, `books` (rollout id -> class -> tokens) and `worst_tokens`.
+        Returns flat metrics plus `per_environment`, `books` (rollout id -> class -> tokens) `worst_tokens` and `warnings`.
         With optimizer_steps_per_batch = K > 1: one pass for lp_old, then K full-batch optimiser steps.
         """
         started = time.monotonic()
@@ -248,7 +253,7 @@ class PolicyWorker:
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         if not torch.isfinite(norm):
             self.optimizer.zero_grad(set_to_none=True)
-            raise FloatingPointError(
+            raise GradientNotFinite(
                 f"the gradient norm is {float(norm)}: the step was not taken, weights are unchanged"
             )
         self.optimizer.step()

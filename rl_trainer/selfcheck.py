@@ -6,7 +6,6 @@ weights is checked by every run, after every sync.
 
 from __future__ import annotations
 
-import logging
 import math
 import tempfile
 from collections.abc import Callable, Sequence
@@ -253,9 +252,6 @@ def register(app: typer.Typer) -> None:
         from transformers.utils import logging as model_logging
 
         model_logging.disable_progress_bar()
-        logging.getLogger("rl_trainer").setLevel(
-            logging.ERROR
-        )  # made-up data trips the importance warning, as it should
         checks = run_selfcheck()
         table = Table(title="omnigym selfcheck", caption="engine: a second copy of the model in this process")
         for column in ("check", "result", "measured"):

@@ -20,11 +20,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from gym_servers.agents.tool_loop import LoopLimits
 from gym_servers.hosts.local import LOOPBACK, LocalHost
 from gym_servers.protocol import Rollout
 from gym_servers.rollouts import Collector, RolloutRequest
 from rl_trainer.config import RunConfig
 from rl_trainer.loop import RolloutPlan, RunStopped
+
+DAY = 86_400.0
 
 
 class HttpGeneration:
@@ -63,6 +66,8 @@ class HttpGeneration:
             retries=self.config.failure_retries,
             no_progress_seconds=self.config.no_progress_seconds,
             token=self.token,
+            # Only no_progress_seconds ends a wait: a slow rollout is never masked by a clock of its own.
+            limits=LoopLimits(model_seconds=DAY, tool_seconds=DAY, verify_seconds=DAY),
         )
         requests = (
             RolloutRequest(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +15,6 @@ from rl_trainer.importance import ImportanceWeights
 from rl_trainer.options import AlgorithmOptions
 from rl_trainer.packing import Packed, TrainSegment
 
-LOG = logging.getLogger(__name__)
 WORST = 10
 CONTEXT = 8
 
@@ -130,7 +128,7 @@ class StepMetrics:
         return int(sum(entry.get("n", 0.0) for entry in self.sums.values()))
 
     def report(self) -> dict[str, Any]:
-        """Flat figures over all, `per_environment`, `books`, `worst_tokens`; warns past the configured fraction."""
+        """Flat figures over all, `per_environment`, `books`, `worst_tokens`, `warnings` past the configured fraction."""
         environments = {name: entry for name, entry in self.sums.items() if "tokens" in entry}
         total: dict[str, float] = {}
         for entry in environments.values():
@@ -144,19 +142,21 @@ class StepMetrics:
         if "kl_ref" in extra:
             flat["kl_ref"] = extra["kl_ref"] / n
         limit = self.options.importance.warn_fraction
-        for name in ("token_masked_fraction", "sequence_masked_fraction"):
-            if flat[name] > limit:
-                LOG.warning(
-                    "%s is %.1f %% (limit %.1f %%): trainer and engine disagree. The worst tokens: %s",
-                    name,
-                    100 * flat[name],
-                    100 * limit,
-                    self.worst,
-                )
+        warnings = [
+            f"{name} is {flat[name]:.1%} (limit {limit:.1%}): trainer and engine disagree"
+            for name in ("token_masked_fraction", "sequence_masked_fraction")
+            if flat[name] > limit
+        ]
         per_environment = {name: _figures(entry) for name, entry in environments.items()}
         for name, entry in environments.items():
             per_environment[name]["loss_token_share"] = entry["n"] / n
-        return {**flat, "per_environment": per_environment, "books": self.books, "worst_tokens": self.worst}
+        return {
+            **flat,
+            "per_environment": per_environment,
+            "books": self.books,
+            "worst_tokens": self.worst,
+            "warnings": warnings,
+        }
 
 
 def _figures(entry: dict[str, float]) -> dict[str, float]:

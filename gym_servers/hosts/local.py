@@ -140,9 +140,11 @@ class LocalHost:
         return self.start("the environment server", [*python, "env", "serve", *names, "--port", "0"], variables)
 
     def start_model(self, settings: Mapping[str, Any], threads: int) -> LocalServer:
-        """The model server over vLLM, with `settings` of gym_servers.models.vllm."""
-        command = [sys.executable, "-m", "gym_servers.models.vllm", "--settings", json.dumps(settings)]
-        return self.start("the model server", command, {"OMP_NUM_THREADS": str(threads)})
+        """The model server over vLLM, with `settings` of gym_servers.models.vllm; no list of processes shows its keys."""
+        shown = {key: value for key, value in settings.items() if key not in ("token", "secret")}
+        hidden = {f"OMNIGYM_{key.upper()}": str(settings[key]) for key in ("token", "secret") if settings.get(key)}
+        command = [sys.executable, "-m", "gym_servers.models.vllm", "--settings", json.dumps(shown)]
+        return self.start("the model server", command, {"OMP_NUM_THREADS": str(threads), **hidden})
 
     def check(self) -> None:
         """Raises ServerDied for the first that is gone."""
