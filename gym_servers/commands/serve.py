@@ -11,6 +11,7 @@ import typer
 import uvicorn
 
 from gym_servers.base import Guard, ServerSettings
+from gym_servers.commands.verify import parse_settings
 from gym_servers.protocol import OmnigymError
 from gym_servers.registry import environment_names, load_environment
 from gym_servers.resources import build_resources
@@ -44,6 +45,17 @@ def bind(host: str, port: int) -> socket.socket:
     return sock
 
 
+def settings_of(pairs: list[str], names: list[str]) -> dict[str, dict[str, Any]]:
+    """`environment.key=value` pairs by environment. Raises OmnigymError for an environment that is not served."""
+    found: dict[str, dict[str, Any]] = {name: {} for name in names}
+    for pair in pairs:
+        name, dot, _ = pair.partition("=")[0].partition(".")
+        if not dot or name not in found:
+            raise OmnigymError(f"--set '{pair}': must be environment.key=value, of {', '.join(names)}")
+        found[name].update(parse_settings([pair[len(name) + 1 :]]))
+    return found
+
+
 def serve(
     names: Annotated[
         list[str] | None, typer.Argument(help="Environments; all that are installed where absent.")
@@ -52,6 +64,7 @@ def serve(
     port: Annotated[int, typer.Option(help="0 takes a free one and prints it.")] = 8100,
     auth: Annotated[str, typer.Option(help="token (from OMNIGYM_TOKEN, else a new one is printed) or none.")] = "token",
     workers: Annotated[int, typer.Option(min=1, help="Worker processes for verdicts.")] = 2,
+    settings: Annotated[list[str], typer.Option("--set", help="environment.key=value of its settings.")] = [],  # noqa: B006
 ) -> None:
     """Serve environments over HTTP, each under /<environment>/, until interrupted."""
     if auth not in ("token", "none"):
@@ -66,9 +79,10 @@ def serve(
             typer.echo(f"token: {token}", err=True)
     else:
         typer.echo("no authentication: anyone on this machine may use this server", err=True)
-    guard = build_resources(
-        [load_environment(name) for name in names or environment_names()], ServerSettings(token=token), workers
-    )
+    served = names or environment_names()
+    overrides = settings_of(settings, served)
+    environments = [load_environment(name, overrides[name]) for name in served]
+    guard = build_resources(environments, ServerSettings(token=token), workers)
     sock = bind(host, port)
     typer.echo(f"http://{host}:{sock.getsockname()[1]}")
     config = uvicorn.Config(guard, log_level="warning", access_log=False, timeout_graceful_shutdown=30)
