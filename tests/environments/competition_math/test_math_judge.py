@@ -183,7 +183,13 @@ def test_a_server_asks_the_judge_and_outlives_an_exhausting_answer() -> None:
                 content = [{"type": "output_text", "text": text}]
                 output = [{"type": "message", "role": "assistant", "content": content}]
                 body = {"expected_answer": expected, "response": {"output": output}}
-                return httpx.post(f"{address}/verify", json=body, timeout=120, trust_env=False)
+                for _ in range(
+                    10
+                ):  # a busy machine may be too slow for the wall limit: that is a failure, and asked again
+                    reply = httpx.post(f"{address}/verify", json=body, timeout=250, trust_env=False)
+                    if reply.status_code != 503 or reply.json()["error"]["type"] != "timeout":
+                        break
+                return reply
 
             assert post("\\boxed{9}", "8").json()["reward"] == 1.0
             exhausted = post("\\boxed{(x+1)^{3000}}", "x^2+7").json()
