@@ -10,6 +10,7 @@ import typer
 import uvicorn
 
 from gym_servers.base import BACKLOG, LOOPBACK, Guard, ServerSettings, bind
+from gym_servers.commands.verify import parse_settings
 from gym_servers.protocol import OmnigymError
 from gym_servers.registry import environment_names, load_environment
 from gym_servers.resources import build_resources
@@ -51,6 +52,17 @@ def run(guard: Guard, host: str, port: int) -> None:
     _Server(config, guard).run(sockets=[sock])
 
 
+def settings_of(pairs: list[str], names: list[str]) -> dict[str, dict[str, Any]]:
+    """`environment.key=value` pairs by environment. Raises OmnigymError for an environment that is not served."""
+    found: dict[str, dict[str, Any]] = {name: {} for name in names}
+    for pair in pairs:
+        name, dot, _ = pair.partition("=")[0].partition(".")
+        if not dot or name not in found:
+            raise OmnigymError(f"--set '{pair}': must be environment.key=value, of {', '.join(names)}")
+        found[name].update(parse_settings([pair[len(name) + 1 :]]))
+    return found
+
+
 def serve(
     names: Annotated[
         list[str] | None, typer.Argument(help="Environments; all that are installed where absent.")
@@ -59,9 +71,12 @@ def serve(
     port: Annotated[int, typer.Option(help="0 takes a free one and prints it.")] = 8100,
     auth: Annotated[str, typer.Option(help="token (from OMNIGYM_TOKEN, else a new one is printed) or none.")] = "token",
     workers: Annotated[int, typer.Option(min=1, help="Worker processes for verdicts.")] = 2,
+    settings: Annotated[list[str], typer.Option("--set", help="environment.key=value of its settings.")] = [],  # noqa: B006
 ) -> None:
     """Serve environments over HTTP, each under /<environment>/, until interrupted. OMNIGYM_SECRET signs session ids."""
-    settings = ServerSettings(token=token_for(auth, host))
-    environments = [load_environment(name) for name in names or environment_names()]
+    served = names or environment_names()
+    overrides = settings_of(settings, served)
+    environments = [load_environment(name, overrides[name]) for name in served]
+    limits = ServerSettings(token=token_for(auth, host))
     secret = os.environ.get("OMNIGYM_SECRET")
-    run(build_resources(environments, settings, workers, secret=secret), host, port)
+    run(build_resources(environments, limits, workers, secret=secret), host, port)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from scripted_judge import ScriptedJudge, scripted_judge
 from typer.testing import CliRunner
@@ -151,6 +155,60 @@ def test_the_verify_command_asks_the_judge_too(tmp_path: Path) -> None:
         command = ["verify", "competition_math", "--cases", str(cases), "--out", str(out), *settings]
         assert CliRunner().invoke(cli.build(), command).exit_code == 0
     assert [json.loads(line)["reward"] for line in out.read_text().splitlines()] == [1.0, 1.0]
+
+
+def test_a_server_asks_the_judge_and_outlives_an_exhausting_answer() -> None:
+    program = "from gym_servers.cli import main; main()"
+    with scripted_judge(EQUAL, EQUAL, "no label") as server:
+        pairs = [f"judge_url={server.url}", "judge_model=j", "verify_cpu_seconds=0.5"]
+        settings = [part for pair in pairs for part in ("--set", f"competition_math.{pair}")]
+        command = [
+            sys.executable,
+            "-c",
+            program,
+            "serve",
+            "competition_math",
+            "--port",
+            "0",
+            "--auth",
+            "none",
+            *settings,
+        ]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        try:
+            assert process.stdout is not None
+            address = process.stdout.readline().strip()
+
+            def post(text: str, expected: str) -> httpx.Response:
+                content = [{"type": "output_text", "text": text}]
+                output = [{"type": "message", "role": "assistant", "content": content}]
+                body = {"expected_answer": expected, "response": {"output": output}}
+                for _ in range(
+                    10
+                ):  # a busy machine may be too slow for the wall limit: that is a failure, and asked again
+                    reply = httpx.post(f"{address}/verify", json=body, timeout=250, trust_env=False)
+                    if reply.status_code != 503 or reply.json()["error"]["type"] != "timeout":
+                        break
+                return reply
+
+            assert post("\\boxed{9}", "8").json()["reward"] == 1.0
+            exhausted = post("\\boxed{(x+1)^{3000}}", "x^2+7").json()
+            assert exhausted["reward"] == 0.0 and exhausted["parts"] == {"unverifiable_output": True}
+            failed = post("\\boxed{9}", "8")
+            assert failed.status_code == 503
+            assert failed.json()["error"]["type"] == "judge_failed" and failed.json()["retryable"] is True
+            refused = post("\\boxed{9}", "1/0")
+            assert refused.status_code == 422 and "no answer can equal" in refused.json()["error"]["message"]
+            assert post("\\boxed{8}", "8").json()["reward"] == 1.0
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(60)
+
+
+@pytest.mark.parametrize("pair", ["judge_model=j", "competition_maths.judge_model=j", "competition_math"])
+def test_a_setting_of_no_served_environment_is_refused(pair: str) -> None:
+    result = CliRunner().invoke(cli.build(), ["env", "serve", "competition_math", "--auth", "none", "--set", pair])
+    assert "must be environment.key=value, of competition_math" in str(result.exception)
 
 
 def read(folder: Path, name: str) -> list[dict[str, Any]]:
