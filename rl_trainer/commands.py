@@ -162,6 +162,8 @@ def train(
         raise ConfigError("give a configuration file, or --resume RUN (a run folder), not both")
     if rollouts_only and from_rollouts is not None:
         raise ConfigError("--rollouts-only and --from-rollouts exclude each other")
+    if resume is not None and from_rollouts is not None:
+        raise ConfigError("--from-rollouts starts a new run: leave --resume out")
     console = Console()
     store = RunStore.open(resume) if resume is not None else None
     chosen = load_config(config if config is not None else resume / "config.yaml", overrides or [])  # type: ignore[operator]
@@ -181,9 +183,10 @@ def train(
     try:
         summary = execute(chosen, model, store, console, "rollouts" if rollouts_only else "train", source)
     except KeyboardInterrupt:
-        raise OmnigymError(
-            f"interrupted; everything is stopped. Go on with: omnigym train --resume {store.folder}"
-        ) from None
+        again = f"Go on with: omnigym train --resume {store.folder}{' --rollouts-only' if rollouts_only else ''}"
+        if from_rollouts is not None:
+            again = "Start it again: training from stored rollouts has nothing to resume"
+        raise OmnigymError(f"interrupted; everything is stopped. {again}") from None
     finally:
         signal.signal(signal.SIGTERM, before)
     if summary is not None:

@@ -159,7 +159,7 @@ class Run:
         label, size = step_label(step), self.config.group_size
         self.observer.phase(step, "generate", len(tasks) * size)
         plans = plan_rollouts(self.config.seed, self.store.folder.name, label, tasks, size)
-        return self._gather(label, plans, strict=True)
+        return self._gather(label, plans)
 
     def evaluate(self, label: str, done: int, samples: int) -> list[Rollout]:
         """`samples` rollouts of every held-out task under the present weights; those on disk are not sampled again."""
@@ -171,13 +171,13 @@ class Run:
             self.observer.phase(done, label, len(tasks) * samples)
             # Seeds of all evaluations are the same, so that before and after differ by the weights only.
             plans = plan_rollouts(self.config.seed, self.store.folder.name, label, tasks, samples, "heldout")
-            rollouts = self._gather(label, plans, strict=True)
+            rollouts = self._gather(label, plans)
         if not any(row.get("evaluation") == label for row in self.store.metrics()):
             record = {"step": done, "evaluation": label, "seconds": time.monotonic() - started}
             self.log.write({**record, "environments": evaluate(rollouts)})
         return rollouts
 
-    def _gather(self, label: str, plans: list[RolloutPlan], strict: bool) -> list[Rollout]:
+    def _gather(self, label: str, plans: list[RolloutPlan]) -> list[Rollout]:
         if self.generation is None:
             raise RunStopped(f"no stored rollouts for '{label}' and no model server to sample them")
         rollouts: list[Rollout] = []
@@ -191,8 +191,7 @@ class Run:
         try:
             self.generation.collect(plans, done)
             check_complete(plans, rollouts, label)
-            if strict:
-                check_failures(rollouts, self.config.failure_limit, label)
+            check_failures(rollouts, self.config.failure_limit, label)
             writer.commit()
         except BaseException:
             writer.abandon()

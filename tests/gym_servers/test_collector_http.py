@@ -27,6 +27,7 @@ class Fake:
         self.turns: Callable[[dict[str, Any], int], dict[str, Any]] = lambda body, n: self.say("4")
         self.verdicts: Callable[[dict[str, Any], int], Any] = lambda body, n: {"reward": 1.0}
         self.calls: dict[str, int] = {}
+        self.lose: Callable[[str], bool] = lambda rollout: False
         self.verified: list[dict[str, Any]] = []
         self.keys: list[str] = []
         self.tools: list[tuple[dict[str, Any], str | None]] = []
@@ -65,6 +66,8 @@ class Fake:
     async def close(self, signed: str) -> Response:
         rollout = check_rollout_id(signed, "s")
         n = self.calls.get(rollout, 0)
+        if self.lose(rollout):
+            return Response(pack_ledger(LedgerExport(rollout_id=rollout, segments=[], usage={})))
         segment = Segment(token_ids=[1, 2, 3], mask=[0, 1, 1], lp_gen=[0, -1, -2])
         usage = {"prompt_tokens": n, "sampled_tokens": 2 * n, "requests": n}
         return Response(pack_ledger(LedgerExport(rollout_id=rollout, segments=[segment], usage=usage)))
@@ -194,6 +197,28 @@ def test_a_failed_model_call_starts_anew_and_its_tokens_stay_counted(fake: tuple
     assert rollout.reward == 1.0
     assert len(server.calls) == 2  # a new ledger for the second attempt
     assert rollout.usage["requests"] == 6
+
+
+def test_a_ledger_that_was_lost_is_a_failure_and_never_an_empty_rollout(fake: tuple[Fake, Collector]) -> None:
+    """As after a restart of the model server, which answers a close of what it never saw."""
+    server, collector = fake
+    server.lose = lambda rollout: True
+    (rollout,) = gather(collector)
+    assert rollout.reward is None and rollout.failure is not None
+    assert rollout.failure.kind == "model_error" and "it holds 0 calls, 1 were answered" in rollout.failure.message
+    server.lose = lambda rollout: rollout.endswith("/0")  # only the first attempt's
+    server.calls.clear()
+    (rollout,) = gather(collector)
+    assert rollout.reward == 1.0 and len(server.calls) == 2 and rollout.segments[0].mask == [0, 1, 1]
+
+
+def test_a_final_failure_stays_final_when_the_ledger_is_lost_too(fake: tuple[Fake, Collector]) -> None:
+    server, collector = fake
+    server.lose = lambda rollout: True
+    server.verdicts = lambda body, n: (503, {"error": {"type": "judge_failed", "message": "no"}, "retryable": False})
+    (rollout,) = gather(collector)
+    assert rollout.failure is not None and rollout.failure.kind == "judge_failed"
+    assert list(server.calls.values()) == [1]  # nothing was sampled again
 
 
 def test_what_the_engine_cut_is_truncated_and_graded(fake: tuple[Fake, Collector]) -> None:

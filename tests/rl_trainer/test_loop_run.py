@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from loop_world import Quiet, broken, make_run, small_config
@@ -207,6 +208,63 @@ def test_a_sync_that_did_not_arrive_is_caught(model: Path, tmp_path: Path) -> No
     world.change = after_start
     with pytest.raises(RunStopped, match=r"differ by .* on the canary"):
         run.train()
+
+
+def test_a_sync_broken_from_the_first_is_caught_and_a_kill_does_not_move_the_reference(
+    model: Path, tmp_path: Path
+) -> None:
+    """The reference is the engine's own load: what a broken sync makes of the weights never becomes what is normal."""
+    run, world = make_run(small_config(model, tmp_path), model)
+    load = world.policy.worker.load  # type: ignore[attr-defined]
+
+    def broken(tensors: Any) -> None:
+        load({name: tensor * 1.5 if "embed" in name else tensor for name, tensor in tensors.items()})
+
+    world.policy.worker.load = broken  # type: ignore[attr-defined]
+    with pytest.raises(RunStopped, match=r"differ by .* on the canary"):
+        run.train()
+    resumed, again = make_run(small_config(model, tmp_path), model, run.store)
+    again.policy.worker.load = broken  # type: ignore[attr-defined]
+    with pytest.raises(RunStopped, match=r"differ by .* on the canary"):
+        resumed.train()
+    (run.store.folder / "canary.json").unlink()
+    run.checkpoint(1)
+    late, _ = make_run(small_config(model, tmp_path), model, run.store)
+    with pytest.raises(RunStopped, match=r"canary\.json is missing"):
+        late.train()
+
+
+def test_no_before_is_made_up_for_a_run_that_began_without_one(model: Path, tmp_path: Path) -> None:
+    config = small_config(model, tmp_path)
+    run, _ = make_run(config, model)
+    assert run.train() is None
+    resumed, world = make_run(config, model, run.store, heldout=True)
+    assert resumed.train() is None and not world.sampled
+
+
+def test_training_from_rollouts_needs_no_engine_for_validation(model: Path, tmp_path: Path) -> None:
+    source, _ = make_run(small_config(model, tmp_path / "a", steps=2), model)
+    source.rollouts_only()
+    config = small_config(model, tmp_path / "b", steps=3, val={"tasks": 2, "samples": 2, "every": 1})
+    run, _ = make_run(config, model, heldout=True, engine=False)
+    assert run.from_rollouts(source.store) == 2
+
+
+def test_tokens_on_which_trainer_and_engine_disagree_are_shown_in_context(model: Path, tmp_path: Path) -> None:
+    run, world = make_run(small_config(model, tmp_path, steps=1), model)
+
+    def far(rollout: Rollout) -> None:
+        lp_gen = [
+            value - 2.0 if sampled else 0.0
+            for value, sampled in zip(rollout.segments[0].lp_gen, rollout.segments[0].mask, strict=True)
+        ]
+        rollout.segments[0] = rollout.segments[0].model_copy(update={"lp_gen": lp_gen})
+
+    world.change = far
+    run.train()
+    notes = run.observer.notes  # type: ignore[attr-defined]
+    assert any("masked_fraction is 100.0% (limit 5.0%)" in note for note in notes), notes
+    assert sum("lp_gen" in note and " in " in note for note in notes) == 10
 
 
 def test_rollouts_that_are_lost_or_doubled_are_noticed(model: Path, tmp_path: Path) -> None:

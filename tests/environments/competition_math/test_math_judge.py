@@ -166,6 +166,7 @@ def test_a_server_asks_the_judge_and_outlives_an_exhausting_answer() -> None:
             sys.executable,
             "-c",
             program,
+            "env",
             "serve",
             "competition_math",
             "--port",
