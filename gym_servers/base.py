@@ -1,8 +1,9 @@
-"""What every server has: a bearer token, body and time limits, one error envelope, health, metrics, drain.
+"""What every server has: a bearer token, body and time limits, one error envelope, health, metrics.
 
 One plain ASGI layer around a Starlette (or FastAPI) app: a verdict may cost half a millisecond of CPU, and stacked middlewares
 alone cost that. A request ends at the time limit, or sooner where its `X-Deadline-Seconds` says so.
-Every error is `{"error": {"type", "message", "request_id"}}`. While draining, new requests get 503 and those in flight finish.
+Every error is `{"error": {"type", "message", "request_id"}}`. While draining (draining.py), new requests get 503
+and those in flight finish.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import logging
 import secrets
 import socket
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import orjson
@@ -33,6 +35,8 @@ log = logging.getLogger("omnigym.server")
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 RETRY_AFTER_SECONDS = "1"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+READY_SECONDS = 5.0
+"""For the check behind /readyz."""
 BACKLOG = 4096
 """Connections that wait to be accepted: all rollouts of a step may connect at once. The kernel caps it (somaxconn), and uvicorn must be
 told too, since it listens again."""
@@ -147,14 +151,6 @@ class Guard:
             return problem(413, "body_too_large", self._too_large, request_id)
         return None
 
-    async def drain(self, seconds: float) -> bool:
-        """Refuse new requests and wait for those in flight. False where some were still running after `seconds`."""
-        self.draining = True
-        end = time.monotonic() + seconds
-        while self.in_flight and time.monotonic() < end:
-            await asyncio.sleep(0.02)
-        return self.in_flight == 0
-
 
 def bind(host: str, port: int) -> socket.socket:
     """A listening socket. Raises OmnigymError that names the port."""
@@ -220,8 +216,8 @@ async def _bug(request: Request, error: Exception) -> Response:
     return problem(500, "internal_error", f"{type(error).__name__}: see the server's log", _identify(request))
 
 
-def build(app: Starlette, settings: ServerSettings) -> Guard:
-    """`app` with health, metrics and the error envelope, inside its Guard."""
+def build(app: Starlette, settings: ServerSettings, check: Callable[[], Awaitable[None]] | None = None) -> Guard:
+    """`app` with health, metrics and the error envelope, inside its Guard. check: raises where the server is not ready."""
     guard = Guard(app, settings)
     for kind, handler in (
         (TooLarge, _too_large),
@@ -238,7 +234,17 @@ def build(app: Starlette, settings: ServerSettings) -> Guard:
         return answer({"status": "ok"})
 
     async def readyz(request: Request) -> Response:
-        return answer({"status": "draining" if guard.draining else "ready"}, 503 if guard.draining else 200)
+        if guard.draining:
+            return answer({"status": "draining"}, 503)
+        try:
+            async with asyncio.timeout(READY_SECONDS):
+                await (check() if check is not None else asyncio.sleep(0))
+        except Exception as error:  # whatever it is, it is the reason
+            reason = (
+                f"the check did not end within {READY_SECONDS:g} s" if isinstance(error, TimeoutError) else str(error)
+            )
+            return answer({"status": "not ready", "reason": reason or type(error).__name__}, 503)
+        return answer({"status": "ready"})
 
     async def metrics(request: Request) -> Response:
         return Response(generate_latest(guard.registry), media_type=CONTENT_TYPE_LATEST)

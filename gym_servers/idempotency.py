@@ -5,20 +5,24 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Generic, TypeVar
 
 from gym_servers.protocol import Failure, FailureError
 
-Answer = dict[str, Any]
+Answer = TypeVar("Answer")
 
 
-class Once:
+class Once(Generic[Answer]):
     """The latest `limit` answers, the oldest forgotten first, and those under way. A failure is not stored: the next request
     tries again."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._stored: OrderedDict[str, asyncio.Future[Answer]] = OrderedDict()
+
+    def forget(self, key: str) -> None:
+        """The next request with `key` is a new one; those that wait for the present answer still get it."""
+        self._stored.pop(key, None)
 
     async def __call__(self, key: str | None, make: Callable[[], Awaitable[Answer]]) -> Answer:
         """The answer stored under `key`, else what `make()` gives. Without a key nothing is stored."""

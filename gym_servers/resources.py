@@ -97,7 +97,7 @@ class Served:
         for tool in self.tools.values():
             if tool.with_state and not isinstance(environment, StatefulEnvironment):
                 raise OmnigymError(f"environment '{self.name}': tool '{tool.name}' takes a state, and there is none")
-        self.once = Once(MAX_STORED_VERDICTS)
+        self.once: Once[dict[str, Any]] = Once(MAX_STORED_VERDICTS)
         self.about = {
             "reward": environment.reward,
             "read_only_tools": [t.name for t in self.tools.values() if t.read_only],

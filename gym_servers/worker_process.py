@@ -14,7 +14,6 @@ Not a sandbox: code of the model never runs here, only verifiers reading what th
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import importlib
 import os
@@ -27,12 +26,12 @@ import struct
 import sys
 from typing import Any
 
+from gym_servers.parent import end_with_parent
 from gym_servers.protocol import FailureError, RowError
 
 _LENGTH = struct.Struct("!Q")
 EXIT_MEMORY = 77
 """Exit code of a worker that had not even the memory to report that it ran out of it."""
-_PR_SET_PDEATHSIG = 1
 
 
 def pack(message: Any) -> bytes:
@@ -130,8 +129,8 @@ def worker_loop(sock: socket.socket) -> None:
 
 
 def _start_worker(control: socket.socket, fd: int, parent: int) -> None:
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # the nursery died between fork and prctl
+    end_with_parent(signal.SIGKILL)
+    if os.getppid() != parent:  # the nursery died before that
         os._exit(1)
     control.close()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

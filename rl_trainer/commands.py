@@ -165,6 +165,8 @@ def train(
     if resume is not None and from_rollouts is not None:
         raise ConfigError("--from-rollouts starts a new run: leave --resume out")
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=max(120, console.width))  # a log file is not 80 columns wide
     store = RunStore.open(resume) if resume is not None else None
     chosen = load_config(config if config is not None else resume / "config.yaml", overrides or [])  # type: ignore[operator]
     model = resolve_model(chosen.model)

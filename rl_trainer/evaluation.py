@@ -95,32 +95,36 @@ def summary_table(summary: Mapping[str, Any]) -> Any:
     """The final table, a rich Table."""
     from rich.table import Table
 
-    table = Table(title="held-out tasks, before and after")
-    for column in ("environment", "before", "after", "difference", "distinct", "length", "truncated", "entropy"):
-        table.add_column(column, justify="left" if column == "environment" else "right")
+    table = Table(title="held-out tasks, before and after", box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    for column in ("environment", "before %", "after %", "change", "distinct", "length", "cut %", "entropy"):
+        table.add_column(column, justify="left" if column == "environment" else "right", no_wrap=True)
+
+    def with_error(value: float, error: float, sign: str = "") -> str:
+        return f"{100 * value:{sign}.1f}±{100 * error:.1f}"
+
     for name, entry in summary["environments"].items():
         first, last = entry["before"], entry["after"]
         table.add_row(
             name,
-            f"{first['pass_rate']:.1%} ± {first['stderr']:.1%}",
-            f"{last['pass_rate']:.1%} ± {last['stderr']:.1%}",
-            f"{entry['difference']:+.1%} ± {entry['stderr']:.1%}",
+            with_error(first["pass_rate"], first["stderr"]),
+            with_error(last["pass_rate"], last["stderr"]),
+            with_error(entry["difference"], entry["stderr"], "+"),
             *(
-                f"{first[key]:{form}} → {last[key]:{form}}"
-                for key, form in (
-                    ("distinct", ".0%"),
-                    ("length_mean", ".0f"),
-                    ("truncation", ".0%"),
-                    ("entropy", ".2f"),
+                f"{scale * first[key]:{form}}→{scale * last[key]:{form}}"
+                for key, scale, form in (
+                    ("distinct", 100, ".0f"),
+                    ("length_mean", 1, ".0f"),
+                    ("truncation", 100, ".0f"),
+                    ("entropy", 1, ".2f"),
                 )
             ),
         )
     total = summary["all"]
     table.add_row(
         "all",
-        f"{total['before']:.1%}",
-        f"{total['after']:.1%}",
-        f"{total['difference']:+.1%} ± {total['stderr']:.1%}",
+        f"{100 * total['before']:.1f}",
+        f"{100 * total['after']:.1f}",
+        with_error(total["difference"], total["stderr"], "+"),
         *[""] * 4,
     )
     return table

@@ -173,7 +173,7 @@ def prompt_counter(model: Path) -> Callable[[dict[str, Any]], int]:
     from gym_servers.models.transformers_tokenizer import CheckpointTokenizer
 
     tokenizer = CheckpointTokenizer(str(model))
-    template = ChatTemplate(tokenizer.chat_template)
+    template = ChatTemplate(tokenizer.chat_template, tokenizer.special)
 
     def count(row: dict[str, Any]) -> int:
         body = responses_to_chat(row["responses_create_params"])

@@ -185,7 +185,7 @@ def _ids_are_kept(worker: PolicyWorker, engine: CopyEngine) -> Check:
     from rl_trainer.packing import TrainSegment, pack
 
     tokenizer = CheckpointTokenizer(worker.options.model)
-    template = ChatTemplate(tokenizer.chat_template)
+    template = ChatTemplate(tokenizer.chat_template, tokenizer.special)
 
     def render(messages: Sequence[Item], generate: bool, raw: dict[int, str]) -> str:
         return template.render(messages, None, reasoning=None, generation=generate, raw=raw)

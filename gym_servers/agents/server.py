@@ -79,7 +79,7 @@ def build_agent(
     """The ASGI app. Its token is also that of the servers it calls: they are of one deployment."""
     server = server or ServerSettings(request_seconds=7200.0)
     client = Client(token=server.token, concurrency=settings.concurrency, transport=transport)
-    once = Once(MAX_STORED_ROLLOUTS)
+    once: Once[dict[str, Any]] = Once(MAX_STORED_ROLLOUTS)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:

@@ -7,25 +7,13 @@ import secrets
 from typing import Annotated, Any
 
 import typer
-import uvicorn
 
-from gym_servers.base import BACKLOG, LOOPBACK, Guard, ServerSettings, bind
+from gym_servers.base import LOOPBACK, Guard, ServerSettings, bind
 from gym_servers.commands.verify import parse_settings
+from gym_servers.draining import DrainingServer
 from gym_servers.protocol import OmnigymError
 from gym_servers.registry import environment_names, load_environment
 from gym_servers.resources import build_resources
-
-
-class _Server(uvicorn.Server):  # type: ignore[misc]  # uvicorn is not followed by mypy
-    """uvicorn that drains first: requests in flight finish, new ones are told to come again."""
-
-    def __init__(self, config: uvicorn.Config, guard: Guard) -> None:
-        super().__init__(config)
-        self.guard = guard
-
-    def handle_exit(self, sig: int, frame: Any) -> None:
-        self.guard.draining = True
-        super().handle_exit(sig, frame)
 
 
 def token_for(auth: str, host: str) -> str | None:
@@ -48,8 +36,7 @@ def run(guard: Guard, host: str, port: int) -> None:
     """Serve; the address is the first line of standard output. Raises OmnigymError where the port is taken."""
     sock = bind(host, port)
     typer.echo(f"http://{host}:{sock.getsockname()[1]}")
-    config = uvicorn.Config(guard, log_level="warning", access_log=False, timeout_graceful_shutdown=30, backlog=BACKLOG)
-    _Server(config, guard).run(sockets=[sock])
+    DrainingServer(guard, seconds=30).run(sockets=[sock])
 
 
 def settings_of(pairs: list[str], names: list[str]) -> dict[str, dict[str, Any]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import json
 import os
 import signal
@@ -24,20 +23,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from gym_servers.parent import end_with_parent
 from gym_servers.protocol import OmnigymError
 
-_LIBC = ctypes.CDLL(None)
-_PR_SET_PDEATHSIG = 1
 LOOPBACK = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """Opens addresses of this machine: they never go through a proxy."""
 
 
 class ServerDied(OmnigymError):
     """A server process is gone, or was not ready in time."""
-
-
-def _end_with_parent() -> None:
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class LocalServer:
@@ -66,7 +60,7 @@ class LocalServer:
                 stderr=errors,
                 env={**os.environ, **(variables or {})},
                 start_new_session=True,  # Ctrl-C is this process's to handle
-                preexec_fn=_end_with_parent,
+                preexec_fn=end_with_parent,
             )
 
     def log_tail(self) -> str:

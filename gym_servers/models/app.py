@@ -9,14 +9,17 @@ calls.py has the calls and their state, requests.py what a request may ask, serv
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gym_servers.base import Guard, ServerSettings, answer, build, read_object
+from gym_servers.idempotency import Once
 from gym_servers.models.calls import Answered, ModelServer, ModelSettings, Open
 from gym_servers.models.converter import chat_to_response, responses_to_chat
 from gym_servers.models.engine import Engine
@@ -51,6 +54,27 @@ def chat_body(done: Answered, model: str, token_fields: bool) -> Item:
     return body
 
 
+async def disconnected(request: Request) -> None:
+    """Returns when the client of `request`, whose body was read, is gone."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def answered_once(request: Request, answers: Once[Response], make: Callable[[], Awaitable[Response]]) -> Response:
+    """The stored answer where `request` repeats a call, else what `make()` gives.
+
+    Our own client repeats a call under its Idempotency-Key. The openai client sends none, but the same body and how often it tried
+    before (X-Stainless-Retry-Count): from 1 on it is the latest call with that body that is meant.
+    """
+    key = request.headers.get("idempotency-key")
+    tried = request.headers.get("x-stainless-retry-count")
+    if key is None and tried is not None:
+        key = hashlib.sha256(await request.body()).hexdigest()
+        if tried == "0":
+            answers.forget(key)
+    return await answers(key, make)
+
+
 class Update(BaseModel):
     """Body of /admin/update_weights."""
 
@@ -78,25 +102,37 @@ def build_model_server(engine: Engine, settings: ModelSettings, server: ServerSe
 
     app = FastAPI(title="omnigym model server", lifespan=lifespan, openapi_url=None)
 
-    def opened(request: Request) -> Open | None:
+    async def served(request: Request, make: Callable[[Open | None], Awaitable[Response]]) -> Response:
         signed = request.path_params.get("signed")
-        return None if signed is None else state.opened(check_rollout_id(signed, settings.secret))
+        if signed is None:
+            return await make(None)
+        found = state.opened(check_rollout_id(signed, settings.secret))
+        return await answered_once(request, found.answers, partial(make, found))
 
     async def chat_completions(request: Request) -> Response:
         body = await read_object(request)
         messages = body.get("messages")
         if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
             raise RowError("field 'messages' must be a list of messages")
-        done = await state.complete(body, opened(request))
-        return answer(chat_body(done, engine.state.model, bool(body.get("return_token_ids"))))
+
+        async def make(found: Open | None) -> Response:
+            done = await state.complete(body, found, partial(disconnected, request))
+            return answer(chat_body(done, engine.state.model, bool(body.get("return_token_ids"))))
+
+        return await served(request, make)
 
     async def responses(request: Request) -> Response:
         body = await read_object(request)
         tokens = bool(body.pop("return_token_ids", False))
         ours: Item = {key: body.pop(key) for key in ("seed", "chat_template_kwargs") if key in body}
-        done = await state.complete({**responses_to_chat(body, token_fields=True), **ours}, opened(request))
-        completion = chat_body(done, engine.state.model, tokens)
-        return answer(chat_to_response(completion, reasoning=False, token_fields=tokens, request=body))
+        chat = {**responses_to_chat(body, token_fields=True), **ours}
+
+        async def make(found: Open | None) -> Response:
+            done = await state.complete(chat, found, partial(disconnected, request))
+            completion = chat_body(done, engine.state.model, tokens)
+            return answer(chat_to_response(completion, reasoning=False, token_fields=tokens, request=body))
+
+        return await served(request, make)
 
     async def close(request: Request) -> Response:
         packed = await state.close(check_rollout_id(request.path_params["signed"], settings.secret))
@@ -161,4 +197,4 @@ def build_model_server(engine: Engine, settings: ModelSettings, server: ServerSe
             raise RowError("field 'token_ids' must be a list of sequences of at least two tokens")
         return answer({"logprobs": await state.score(sequences)})
 
-    return build(app, server or ServerSettings())
+    return build(app, server or ServerSettings(), state.check_ready)

@@ -9,11 +9,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
+from starlette.responses import Response
 
+from gym_servers.idempotency import Once
 from gym_servers.models.converter import TOKEN_FIELDS
 from gym_servers.models.engine import Engine, Generation, Sampling, WeightsRefused
 from gym_servers.models.ledger import Brought, Ledger, Prompt, canonical
@@ -25,6 +28,8 @@ from gym_servers.protocol import Failure, FailureError, Item, OmnigymError
 
 DRAIN_SECONDS = 60.0
 MAX_CLOSED_BYTES = 64 << 20
+MAX_STORED_ANSWERS = 32
+"""Per rollout: a call is repeated soon, or never."""
 
 
 class ModelSettings(BaseModel):
@@ -43,12 +48,23 @@ class ModelSettings(BaseModel):
 
 @dataclass
 class Open:
-    """A rollout's ledger, when it was last used, and its calls in the engine."""
+    """A rollout's ledger, when it was last used, its calls in the engine, and its latest answers by idempotency key."""
 
     ledger: Ledger
     touched: float = field(default_factory=time.monotonic)
     calls: set[str] = field(default_factory=set)
     closing: bool = False
+    answers: Once[Response] = field(default_factory=lambda: Once(MAX_STORED_ANSWERS))
+
+
+@dataclass
+class Call:
+    """A call under way: its requests in the engine, what those that ended sampled, and whether nobody waits for it any more."""
+
+    opened: Open | None
+    requests: set[str] = field(default_factory=set)
+    sampled: list[Generation] = field(default_factory=list)
+    given_up: bool = False
 
 
 @dataclass
@@ -66,13 +82,20 @@ def unavailable(message: str, retryable: bool = True) -> FailureError:
     return FailureError(Failure(kind="model_error", message=message, retryable=retryable))
 
 
+def given_up() -> FailureError:
+    """The end of a call whose answer nobody waits for."""
+    return FailureError(
+        Failure(kind="cancelled", message="the call was given up: its client is gone, or its time over")
+    )
+
+
 class ModelServer:
     """The state behind the routes."""
 
     def __init__(self, engine: Engine, settings: ModelSettings) -> None:
         self.engine = engine
         self.settings = settings
-        self.template = ChatTemplate(engine.chat_template)
+        self.template = ChatTemplate(engine.chat_template, engine.special)
         self.ledgers: dict[str, Open] = {}
         self.closed: OrderedDict[str, bytes] = OrderedDict()
         self.closed_bytes = 0
@@ -127,9 +150,39 @@ class ModelServer:
             self.closed_bytes -= len(self.closed.popitem(last=False)[1])
         return packed
 
-    async def complete(self, body: Item, opened: Open | None) -> Answered:
-        """One chat completion. Raises FailureError where the call was ended by an update or a close."""
+    async def check_ready(self) -> None:
+        """Raises where the engine is dead or poisoned."""
+        if self.engine.state.poisoned:
+            self.check_admission()
+        await self.engine.check()
+
+    async def complete(
+        self, body: Item, opened: Open | None, gone: Callable[[], Coroutine[Any, Any, None]]
+    ) -> Answered:
+        """One chat completion. gone: returns when the client went away.
+
+        A call for which nobody waits, since its client is gone or its time over (this is cancelled), is aborted, and what it sampled
+        is dropped. Raises FailureError then, and where the call was ended by an update or a close.
+        """
+        call = Call(opened)
+        work = asyncio.create_task(self._complete(body, call))  # its own: a second cancellation must not lose tokens
+        leaving = asyncio.create_task(gone())
+        try:
+            await asyncio.wait({work, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            leaving.cancel()
+            if not work.done():
+                call.given_up = True
+                work.add_done_callback(lambda ended: ended.exception())  # nobody may be left to see it
+                await self._end(call.requests)
+                await asyncio.wait({work})
+        return work.result()
+
+    async def _complete(self, body: Item, call: Call) -> Answered:
         self.check_admission()
+        opened = call.opened
+        if opened is not None and opened.closing:
+            raise unavailable(f"rollout '{opened.ledger.rollout_id}' is being closed", retryable=False)
         messages: list[Item] = body["messages"]
         tools: list[Item] | None = body.get("tools") or None
         wanted = switches(body, Switches(self.settings.reasoning, self.settings.reasoning_budget))
@@ -145,7 +198,7 @@ class ModelServer:
         prompt = ledger.prompt(messages, render, tokenizer, brought)
         temperature = number(body, "temperature", 1.0, 0.0)
         room = self.engine.max_context - len(prompt.ids)
-        call = ledger.open_call(temperature)
+        place = ledger.open_call(temperature)
         if room < 1:
             ledger.truncation_reason = "context"
             empty = Generation([], [], "length", (self.engine.state.weight_version,))
@@ -159,17 +212,24 @@ class ModelServer:
             top_k=int(max(0, number(body, "top_k", 0, -1))),
             stop=(body["stop"],) if isinstance(body.get("stop"), str) else tuple(body.get("stop") or ()),
         )
-        seed = (int(number(body, "seed", 0, -(2**63))) + 1_000_003 * call) % 2**31
+        seed = (int(number(body, "seed", 0, -(2**63))) + 1_000_003 * place) % 2**31
         budget = wanted.budget if reasoning else None
-        generation = await self._turn(prompt, sampling, seed, budget, opened)
-        raw = self.template.generation_prefix(reasoning) + self._text(generation.token_ids)
-        message = answer_message(raw, tools, reasoning is not None, f"call_{call}")
+        try:
+            generation = await self._turn(prompt, sampling, seed, budget, call)
+            raw = self.template.generation_prefix(reasoning) + self._text(generation.token_ids)
+            message = answer_message(raw, tools, reasoning is not None, f"call_{place}")
+        except BaseException:
+            for lost in call.sampled:
+                ledger.record(messages, {}, prompt, "", replace(lost, finish_reason="abort"))
+            raise
         calls = message.get("tool_calls")
-        ended = generation.finish_reason == "abort"
-        if len(generation.weight_versions) != 1:  # sampled under two versions: no token of it can be trained
-            ended, generation = True, replace(generation, finish_reason="abort")
+        # what was sampled under two versions cannot be trained, what nobody was told must not be
+        if call.given_up or len(generation.weight_versions) != 1:
+            generation = replace(generation, finish_reason="abort")
         ledger.record(messages, message, prompt, raw, generation)
-        if ended:
+        if generation.finish_reason == "abort":
+            if call.given_up:
+                raise given_up()
             if opened is not None and opened.closing:
                 raise FailureError(Failure(kind="cancelled", message="the call was ended with its rollout"))
             raise FailureError(Failure(kind="version_straddled", message="the call was ended by a weight update"))
@@ -202,12 +262,10 @@ class ModelServer:
                 found[index] = Brought([*prompt_ids, *sampled], raw)
         return found
 
-    async def _turn(
-        self, prompt: Prompt, sampling: Sampling, seed: int, budget: int | None, opened: Open | None
-    ) -> Generation:
+    async def _turn(self, prompt: Prompt, sampling: Sampling, seed: int, budget: int | None, call: Call) -> Generation:
         if budget is None or budget >= sampling.max_tokens:
-            return await self._generate(prompt.ids, sampling, seed, opened)
-        first = await self._generate(prompt.ids, replace(sampling, max_tokens=budget), seed, opened)
+            return await self._generate(prompt.ids, sampling, seed, call)
+        first = await self._generate(prompt.ids, replace(sampling, max_tokens=budget), seed, call)
         if first.finish_reason != "length":
             return first
         closed = THINK_CLOSE in self._text(first.token_ids)
@@ -217,19 +275,22 @@ class ModelServer:
             return first
         ids = [*prompt.ids, *first.token_ids, *written]
         rest = replace(sampling, max_tokens=left)
-        return first.then(written, await self._generate(ids, rest, (seed + 500_009) % 2**31, opened))
+        return first.then(written, await self._generate(ids, rest, (seed + 500_009) % 2**31, call))
 
-    async def _generate(self, ids: Sequence[int], sampling: Sampling, seed: int, opened: Open | None) -> Generation:
+    async def _generate(self, ids: Sequence[int], sampling: Sampling, seed: int, call: Call) -> Generation:
+        if call.given_up:
+            raise given_up()
         self.requests += 1
         request_id = f"call-{self.requests}"
-        places = [self.open_calls, *([opened.calls] if opened is not None else [])]
+        places = [self.open_calls, call.requests, *([call.opened.calls] if call.opened is not None else [])]
         for place in places:
             place.add(request_id)
         try:
-            return await self.engine.generate(ids, sampling, seed, request_id)
+            call.sampled.append(await self.engine.generate(ids, sampling, seed, request_id))
         finally:
             for place in places:
                 place.discard(request_id)
+        return call.sampled[-1]
 
     async def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probabilities of given tokens. Raises FailureError while weights change."""

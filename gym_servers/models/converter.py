@@ -31,6 +31,8 @@ KNOWN = frozenset(
         *("stream", "text", "tool_choice", "tools", "truncation"),
     }
 )
+STORED = ("conversation", "previous_response_id", "prompt")
+"""Fields that name what an earlier request stored."""
 FINISH_TO_INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}
 
 
@@ -142,6 +144,10 @@ def responses_to_chat(params: Item, *, token_fields: bool = False) -> Item:
     unknown = sorted(set(params) - KNOWN)
     if unknown:
         raise ConversionError(f"unknown field(s) {unknown} in the Responses request")
+    if stored := [name for name in STORED if params.get(name) is not None]:
+        raise ConversionError(
+            f"field(s) {stored}: nothing is stored between requests, send the whole history as 'input'"
+        )
     given = params.get("input")
     if isinstance(given, str):
         messages: list[Item] = [{"role": "user", "content": [{"type": "text", "text": given}]}]

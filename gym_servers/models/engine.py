@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 from gym_servers.protocol import OmnigymError
 
@@ -77,7 +77,6 @@ class EngineState:
     digest: str = ""
     updates: int = 0
     poisoned: str = ""
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 class WeightsRefused(OmnigymError):
@@ -103,6 +102,8 @@ class Engine(Protocol):
     """Most tokens of prompt and sample together."""
     chat_template: str | None
     """The model's own template (jinja text)."""
+    special: tuple[tuple[str, str], ...]
+    """Name and text of the special tokens that the template may write (bos_token, ...)."""
 
     async def generate(
         self, prompt_ids: Sequence[int], sampling: Sampling, seed: int, request_id: str

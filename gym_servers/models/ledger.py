@@ -274,5 +274,6 @@ class Ledger:
             truncated=bool(self.truncation_reason),
             truncation_reason=self.truncation_reason,
             dropped=self.dropped,
+            calls=self.calls,
             temperature=self.temperature,
         )

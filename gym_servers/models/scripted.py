@@ -86,6 +86,7 @@ class ScriptedEngine:
         self.tokenizer: Tokenizer = tokenizer or CodePoints()
         self.seconds, self.update_seconds, self.max_context = seconds, update_seconds, max_context
         self.chat_template: str | None = None
+        self.special: tuple[tuple[str, str], ...] = ()
         self.state = EngineState(model="scripted", dtype="none")
         self.in_flight = 0
         self._aborts: dict[str, asyncio.Event] = {}

@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import ctypes
 import os
-import signal
 import sys
 from collections.abc import Awaitable, Callable
 from typing import TextIO, TypeVar
 
 import orjson
-import uvicorn
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from gym_servers.base import BACKLOG, LOOPBACK, Guard, ServerSettings, bind
+from gym_servers.base import LOOPBACK, Guard, ServerSettings, bind
+from gym_servers.draining import DrainingServer
+from gym_servers.parent import end_with_parent
 from gym_servers.protocol import OmnigymError
 
-PR_SET_PDEATHSIG = 1
 FROM_ENVIRONMENT = {"token": "OMNIGYM_TOKEN", "secret": "OMNIGYM_SECRET"}
 
 
@@ -36,8 +34,8 @@ class ListenSettings(BaseModel):
     token: str | None = None
 
     def server(self) -> ServerSettings:
-        """Limits of a model server: an answer may take an hour."""
-        return ServerSettings(token=self.token, request_seconds=3600.0, max_body_bytes=64 << 20)
+        """Limits of a model server: an answer may take a day, so that a slow rollout never ends by the clock."""
+        return ServerSettings(token=self.token, request_seconds=86_400.0, max_body_bytes=64 << 20)
 
 
 Listen = TypeVar("Listen", bound=ListenSettings)
@@ -72,12 +70,11 @@ def parse_settings(kind: type[Listen], text: str) -> Listen:
 
 
 async def serve(settings: Listen, make: Callable[[Listen], Awaitable[Guard]], announce: TextIO) -> None:
-    """Serve what `make` makes until a signal; its address goes to `announce` once it is made."""
+    """Serve what `make` makes until a signal, then drain; its address goes to `announce` once it is made."""
     sock = bind(settings.host, settings.port)
-    app = await make(settings)
-    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=10, backlog=BACKLOG)
+    guard = await make(settings)
     print(f"http://{settings.host}:{sock.getsockname()[1]}", file=announce, flush=True)
-    await uvicorn.Server(config).serve(sockets=[sock])
+    await DrainingServer(guard, seconds=10).serve(sockets=[sock])
 
 
 def run(name: str, about: str, kind: type[Listen], make: Callable[[Listen], Awaitable[Guard]]) -> None:
@@ -85,7 +82,7 @@ def run(name: str, about: str, kind: type[Listen], make: Callable[[Listen], Awai
     parser = argparse.ArgumentParser(prog=f"python -m gym_servers.models.{name}", description=about)
     parser.add_argument("--settings", required=True, help="JSON: " + ", ".join(kind.model_fields))
     text = parser.parse_args().settings
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    end_with_parent()
     announce = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     try:

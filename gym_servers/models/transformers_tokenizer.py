@@ -8,12 +8,14 @@ from transformers import AutoTokenizer
 
 
 class CheckpointTokenizer:
-    """Tokenizer of the checkpoint in `folder`. end_token: text of its end-of-turn token."""
+    """Tokenizer of the checkpoint in `folder`. end_token: text of its end-of-turn token. special: as of Engine."""
 
     def __init__(self, folder: str) -> None:
         self._tokenizer = AutoTokenizer.from_pretrained(folder)
         self.end_token: str = self._tokenizer.eos_token or ""
         self.chat_template: str | None = self._tokenizer.chat_template
+        named = self._tokenizer.special_tokens_map.items()
+        self.special = tuple((name, str(text)) for name, text in named if not isinstance(text, list))
 
     def encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False))

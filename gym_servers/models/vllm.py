@@ -23,6 +23,9 @@ from gym_servers.models.serving import ListenSettings, part_of, run
 from gym_servers.models.transformers_tokenizer import CheckpointTokenizer
 from gym_servers.protocol import OmnigymError
 
+PAUSE_SECONDS = 60.0
+"""No call is open when vLLM is told to pause, so it takes a moment only."""
+
 
 class VllmSettings(BaseModel):
     """How to run vLLM. threads: OpenMP threads on CPU. kv_gib: KV cache in GiB (CPU)."""
@@ -37,8 +40,19 @@ class VllmSettings(BaseModel):
     seed: int = 0
 
 
+def cpus_for(threads: int) -> list[int]:
+    """Which of the CPUs that this process may use its OpenMP threads are bound to. Raises OmnigymError for too many threads."""
+    allowed = sorted(os.sched_getaffinity(0))
+    if threads > len(allowed):
+        raise OmnigymError(
+            f"threads {threads}: this process may use {len(allowed)} CPUs ({', '.join(map(str, allowed))}); "
+            f"set threads to {len(allowed)} or fewer, or give the process more CPUs (taskset, cpuset)"
+        )
+    return allowed[:threads] if threads > 1 else allowed[-1:]
+
+
 def set_environment(settings: VllmSettings) -> None:
-    """vLLM reads these when it is imported; its worker inherits them."""
+    """vLLM reads these when it is imported; its worker inherits them. Raises OmnigymError."""
     os.environ.update(
         {
             "HF_HUB_OFFLINE": "1",
@@ -46,9 +60,7 @@ def set_environment(settings: VllmSettings) -> None:
             "DO_NOT_TRACK": "1",
             "VLLM_CPU_KVCACHE_SPACE": str(settings.kv_gib),
             "OMP_NUM_THREADS": str(settings.threads),
-            "VLLM_CPU_OMP_THREADS_BIND": ",".join(str(k) for k in range(settings.threads))
-            if settings.threads > 1
-            else "1",
+            "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cpus_for(settings.threads))),
             "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
         }
     )
@@ -78,6 +90,7 @@ class VllmEngine:
         tokenizer = CheckpointTokenizer(settings.model)
         self.tokenizer: Tokenizer = tokenizer
         self.chat_template = tokenizer.chat_template
+        self.special = tokenizer.special
         self.max_context = settings.max_model_len
         self.state = EngineState(model=settings.model, dtype=settings.dtype)
         self._scores = 0
@@ -171,7 +184,11 @@ class VllmEngine:
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
         llm = self._llm
-        await llm.pause_generation(mode="wait", clear_cache=True)
+        try:
+            async with asyncio.timeout(PAUSE_SECONDS):
+                await llm.pause_generation(mode="wait", clear_cache=True)
+        except TimeoutError:
+            raise OmnigymError(f"vLLM did not pause within {PAUSE_SECONDS:g} s: restart the model server") from None
         await llm.start_weight_update()
         await llm.update_weights(WeightTransferUpdateRequest(update_info={"path": path, "digest": digest}))
         (report,) = await llm.collective_rpc("omnigym_report")

@@ -11,7 +11,7 @@ Digest: sha256 over the sorted lines `name:sha256(tensor bytes)`, each with a ne
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,7 +23,6 @@ from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmb
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 BACKEND = "shm"
-REFUSED = "weights refused: "
 
 
 def digest_of(tensors: dict[str, torch.Tensor]) -> str:
@@ -37,9 +36,9 @@ def digest_of(tensors: dict[str, torch.Tensor]) -> str:
 
 @dataclass
 class ShmInit(WeightTransferInitInfo):  # type: ignore[misc]
-    """manifest: name -> [shape, dtype] of the whole checkpoint; empty: taken from the first payload."""
+    """manifest: name -> [shape, dtype] of the whole checkpoint: what every update must bring."""
 
-    manifest: dict[str, Any] = field(default_factory=dict)
+    manifest: dict[str, Any]
 
 
 @dataclass
@@ -85,7 +84,7 @@ class ShmEngine(WeightTransferEngine[ShmInit, ShmUpdate]):  # type: ignore[misc]
 
     def _check(self, tensors: dict[str, torch.Tensor], digest: str) -> None:
         got = {name: [list(t.shape), str(t.dtype)] for name, t in tensors.items()}
-        if self.manifest and got != self.manifest:
+        if got != self.manifest:
             wrong = sorted(
                 name for name in got.keys() | self.manifest.keys() if got.get(name) != self.manifest.get(name)
             )

@@ -28,6 +28,7 @@ class LedgerExport(BaseModel):
     usage: the engine's own counts over all calls, aborted ones included: prompt_tokens, sampled_tokens, requests.
     finish_reasons: one per call that ended, in order. dropped: sampled tokens in no segment (aborted calls).
     sampled_tokens = sum of the segments' masks + dropped.
+    calls: admitted to the ledger: answered, aborted, failed in the engine, or refused by a full context (no engine request).
     temperature: of every call of the rollout; None where there was none.
     """
 
@@ -38,6 +39,7 @@ class LedgerExport(BaseModel):
     truncated: bool = False
     truncation_reason: Literal["", "max_tokens", "context"] = ""
     dropped: int = 0
+    calls: int = 0
     temperature: float | None = None
 
 

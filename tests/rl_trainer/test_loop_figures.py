@@ -107,9 +107,9 @@ def test_summary_has_the_promised_form() -> None:
     assert (total["before"], total["after"], total["difference"]) == (0.5, 1.0, 0.5)
     assert total["stderr"] == pytest.approx(math.sqrt(1 / 3) / 2)  # std of (1, 0, 1, 0) over sqrt(4)
     json.dumps(summary)
-    console = Console(file=io.StringIO(), width=140)
+    console = Console(file=io.StringIO(), width=80)
     console.print(summary_table(summary))
-    assert "+50.0%" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "+50.0±" in console.file.getvalue() and "…" not in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_flatten_leaves_nan_out() -> None:
