@@ -96,7 +96,7 @@ def summary_table(summary: Mapping[str, Any]) -> Any:
     from rich.table import Table
 
     table = Table(title="held-out tasks, before and after", box=None, padding=(0, 1, 0, 0), pad_edge=False)
-    for column in ("environment", "before %", "after %", "change", "distinct", "length", "cut %", "entropy"):
+    for column in ("environment", "before %", "after %", "change", "distinct", "length", "cut", "entropy"):
         table.add_column(column, justify="left" if column == "environment" else "right", no_wrap=True)
 
     def with_error(value: float, error: float, sign: str = "") -> str:
