@@ -65,12 +65,13 @@ class TooLarge(Exception):
 
 
 class Guard:
-    """The ASGI layer: token, limits, request id, metrics, drain."""
+    """The ASGI layer: token, limits, request id, metrics, drain. starting: what it serves is not up yet, so /readyz is 503."""
 
     def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
         self.app = app
         self.settings = settings
         self.draining = False
+        self.starting = False
         self.in_flight = 0
         self.registry = CollectorRegistry()
         self.requests = Counter("omnigym_requests", "Requests", ["status"], registry=self.registry)
@@ -238,7 +239,8 @@ def build(app: Starlette, settings: ServerSettings) -> Guard:
         return answer({"status": "ok"})
 
     async def readyz(request: Request) -> Response:
-        return answer({"status": "draining" if guard.draining else "ready"}, 503 if guard.draining else 200)
+        status = "draining" if guard.draining else "starting" if guard.starting else "ready"
+        return answer({"status": status}, 200 if status == "ready" else 503)
 
     async def metrics(request: Request) -> Response:
         return Response(generate_latest(guard.registry), media_type=CONTENT_TYPE_LATEST)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import secrets
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 import uvicorn
 
 from gym_servers.base import BACKLOG, LOOPBACK, Guard, ServerSettings, bind
+from gym_servers.commands.verify import parse_settings
 from gym_servers.protocol import OmnigymError
 from gym_servers.registry import environment_names, load_environment
 from gym_servers.resources import build_resources
@@ -51,6 +54,21 @@ def run(guard: Guard, host: str, port: int) -> None:
     _Server(config, guard).run(sockets=[sock])
 
 
+def settings_by_environment(pairs: list[str], names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """`NAME.key=value` pairs, by environment. Raises OmnigymError that names the nearest of `names`."""
+    found: dict[str, dict[str, Any]] = {}
+    for path, value in parse_settings(pairs).items():
+        name, dot, key = path.partition(".")
+        if not dot or not key:
+            raise OmnigymError(f"--set '{path}=...': must be NAME.key=value, with one of {', '.join(names)} as NAME")
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else f"; it serves {', '.join(names)}"
+            raise OmnigymError(f"--set '{path}=...': this server has no environment '{name}'{hint}")
+        found.setdefault(name, {})[key] = value
+    return found
+
+
 def serve(
     names: Annotated[
         list[str] | None, typer.Argument(help="Environments; all that are installed where absent.")
@@ -59,9 +77,14 @@ def serve(
     port: Annotated[int, typer.Option(help="0 takes a free one and prints it.")] = 8100,
     auth: Annotated[str, typer.Option(help="token (from OMNIGYM_TOKEN, else a new one is printed) or none.")] = "token",
     workers: Annotated[int, typer.Option(min=1, help="Worker processes for verdicts.")] = 2,
+    overrides: Annotated[
+        list[str], typer.Option("--set", help="NAME.key=value of an environment's settings; may be repeated.")
+    ] = [],  # noqa: B006
 ) -> None:
     """Serve environments over HTTP, each under /<environment>/, until interrupted. OMNIGYM_SECRET signs session ids."""
+    served = names or environment_names()
+    chosen = settings_by_environment(overrides, served)
+    environments = [load_environment(name, chosen.get(name)) for name in served]
     settings = ServerSettings(token=token_for(auth, host))
-    environments = [load_environment(name) for name in names or environment_names()]
     secret = os.environ.get("OMNIGYM_SECRET")
     run(build_resources(environments, settings, workers, secret=secret), host, port)
