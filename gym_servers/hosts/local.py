@@ -39,6 +39,11 @@ class ServerDied(OmnigymError):
     """A server process is gone, or was not ready in time."""
 
 
+def _as_yaml(value: Any) -> str:
+    """One line that YAML reads as `value`; of JSON it would take 1e-05 for text."""
+    return yaml.safe_dump(value, default_flow_style=True, width=math.inf).removesuffix("...\n").strip()
+
+
 def _end_with_parent() -> None:
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
@@ -143,7 +148,7 @@ class LocalHost:
         python = [sys.executable, "-c", "from gym_servers.cli import main; main()"]
         variables = {"OMNIGYM_TOKEN": token, "OMP_NUM_THREADS": "1"}
         chosen = [
-            f"--set={name}.{key}={yaml.safe_dump(value, default_flow_style=True, width=math.inf)}"
+            f"--set={name}.{key}={_as_yaml(value)}"
             for name, values in (settings or {}).items()
             for key, value in values.items()
         ]
