@@ -36,7 +36,7 @@ def environment_class(name: str) -> type[Environment]:
             return loaded
     names = environment_names()
     near = difflib.get_close_matches(name, names, n=1)
-    hint = f"; did you mean '{near[0]}'?" if near else ""
+    hint = f"; did you mean '{near[0]}'?" if near else "."
     raise UnknownEnvironment(f"unknown environment '{name}'{hint} Installed: {', '.join(names) or 'none'}")
 
 

@@ -7,6 +7,7 @@ that failed is 503 `{error, retryable}`, a bad row 422; a 200 always has a rewar
 `POST /seed_session` opens a session where the environment has a state; the answer says how the environment rewards and which tools
 only read. The session is a cookie or the header `X-Session-Id`, and ends with the verdict. `POST /<tool>` calls a tool: 422 is
 for the model to read, 503 is a failure. `GET /tools` lists them for `responses_create_params.tools`.
+`/readyz` is 503 until the first worker stands, so that no verdict waits for imports.
 """
 
 from __future__ import annotations
@@ -252,11 +253,29 @@ def build_resources(
     store: SessionStore = MemorySessions() if sessions is None else sessions
     secret = secret or secrets.token_urlsafe(24)
 
+    workers_state = "the workers are starting"
+
+    async def start_pool() -> None:
+        nonlocal workers_state
+        try:
+            await asyncio.to_thread(pool.start)
+        except (OmnigymError, OSError) as error:  # verdicts that need no worker are given all the same
+            workers_state = f"the workers do not start: {error}"
+            log.error("not ready, %s", workers_state)
+        else:
+            workers_state = ""
+
+    async def check() -> None:
+        if workers_state:
+            raise OmnigymError(workers_state)
+
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        starting = asyncio.create_task(start_pool())
         reaper = asyncio.create_task(reap_for_ever(store, min(30.0, store.ttl_seconds / 2)))
         yield
         reaper.cancel()
+        await starting
         await asyncio.to_thread(pool.close)
 
     async def listing(request: Request) -> Response:
@@ -268,4 +287,4 @@ def build_resources(
         routes += one.routes(f"/{one.name}")
     if len(served) == 1:
         routes += served[0].routes("")
-    return build(Starlette(routes=routes, lifespan=lifespan), settings or ServerSettings())
+    return build(Starlette(routes=routes, lifespan=lifespan), settings or ServerSettings(), check)

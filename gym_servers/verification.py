@@ -2,10 +2,11 @@
 bad reward by breaking the grader (design: The records).
 
 `judge` checks the row, asks `quick` in this process, hands what is left to `verify` in a worker, with the session's state where there
-is one, and lets the environment's `appeal` look at the verdict once more (an LLM judge, where one is configured). A worker that
-breaks is tried again, fresh. If the same output breaks two fresh workers by its own content (CPU, memory, an exception, a crash, or
-sleeping while the machine was not starved) the verdict is the lowest reward with `unverifiable_output`, unless the gold answer
-breaks a worker too: then the fault is the verifier's, and it is a Failure.
+is one, and lets the environment's `appeal` look at the verdict once more (an LLM judge, where one is configured). Where `quick` raises,
+it has decided nothing, and a worker finds out. A worker that breaks is replaced by a fresh one. If the same output breaks two fresh
+workers by its own content (CPU, memory, an exception, a crash, or sleeping while the machine was not starved) the verdict is the
+lowest reward with `unverifiable_output`, unless the gold answer breaks a worker too: then the fault is the verifier's, and it is a
+Failure.
 
 `judge_group` does the same for a group: outputs that break the grader on their own get the lowest reward, the others theirs
 without them.
@@ -13,6 +14,8 @@ without them.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
 import pickle
 from typing import Any
@@ -22,6 +25,7 @@ from gym_servers.protocol import Failure, FailureError, FailureKind, Item, RowEr
 from gym_servers.registry import environment_class
 from gym_servers.workers import WorkerError, WorkerPool
 
+log = logging.getLogger("omnigym.verification")
 WALL_FACTOR = 15.0
 WALL_MINIMUM = 30.0
 
@@ -88,27 +92,30 @@ async def _attempt(
     )
 
 
-async def _twice(environment: Environment, target: str, args: tuple[Any, ...], pool: WorkerPool) -> Any:
-    """The worker's answer, or the two WorkerErrors where it breaks by its own content. Raises FailureError otherwise."""
-    try:
+async def _settled(environment: Environment, target: str, args: tuple[Any, ...], pool: WorkerPool) -> Any:
+    """The worker's answer, or the two WorkerErrors of fresh workers that broke by the call's own content. Raises FailureError
+    where it is one and then another reason."""
+    with contextlib.suppress(
+        WorkerError
+    ):  # of a worker that had served others: what those left in it may be the reason
         return await _attempt(environment, target, args, pool)
-    except WorkerError as error:
-        first = error
-    try:  # fresh: what the first worker kept in memory must not be what breaks the second
-        return await _attempt(environment, target, args, pool, fresh=True)
-    except WorkerError as error:
-        second = error
-    if not second.by_content:
-        kind: FailureKind = "timeout" if second.kind == "wall" else "verifier_crash"
-        raise FailureError(Failure(kind=kind, message=f"environment '{environment.name}': {second.message}"))
-    return first, second
+    broken: list[WorkerError] = []
+    while len(broken) < 2:
+        try:
+            return await _attempt(environment, target, args, pool, fresh=True)
+        except WorkerError as error:
+            broken.append(error)
+        if not broken[-1].by_content:
+            kind: FailureKind = "timeout" if broken[-1].kind == "wall" else "verifier_crash"
+            raise FailureError(Failure(kind=kind, message=f"environment '{environment.name}': {broken[-1].message}"))
+    return broken[0], broken[1]
 
 
 def _unverifiable(environment: Environment, errors: tuple[WorkerError, WorkerError]) -> Verdict:
     first, second = errors
     return Verdict(
         reward=environment.reward_range[0],
-        explanation=f"The output broke the verifier twice ({first.kind}, then {second.kind}): {second.message}",
+        explanation=f"The output broke two fresh workers ({first.kind}, then {second.kind}): {second.message}",
         parts={"unverifiable_output": True},
     )
 
@@ -121,7 +128,18 @@ async def judge(
     Raises RowError (the row is bad) or FailureError (nobody's answer is at fault).
     """
     parsed = environment.check_row(row)
-    verdict = environment.quick(parsed, output)
+    try:
+        verdict = environment.quick(parsed, output)
+    except (RowError, FailureError):
+        raise
+    except Exception as error:  # whose fault it is shows in workers
+        log.warning(
+            "environment '%s' task '%s': quick raised %s, a worker decides",
+            environment.name,
+            parsed.task_id,
+            f"{type(error).__name__}: {error}"[:200],
+        )
+        verdict = None
     if verdict is None:
         verdict = await _in_workers(environment, parsed, row, output, pool, state)
     if "unverifiable_output" not in verdict.parts:  # nobody appeals by breaking the grader
@@ -137,11 +155,11 @@ async def _in_workers(
     pool: WorkerPool,
     state: bytes | None,
 ) -> Verdict:
-    """The verdict of `verify` or `verify_state`, in a second worker where the first broke."""
+    """The verdict of `verify` or `verify_state`, in fresh workers where the first broke."""
     if state is None:
-        result = await _twice(environment, "verify_in_worker", (row, output), pool)
+        result = await _settled(environment, "verify_in_worker", (row, output), pool)
     else:
-        result = await _twice(environment, "verify_state_in_worker", (row, output, state), pool)
+        result = await _settled(environment, "verify_state_in_worker", (row, output, state), pool)
     if not isinstance(result, tuple):
         return Verdict.model_validate(result)
     gold = environment.gold(parsed)
@@ -163,11 +181,11 @@ async def judge_group(
     """One verdict a rollout, in their order. Raises RowError or FailureError, for all of them."""
     parsed = environment.check_row(row)
     target = "verify_group_in_worker"
-    result = await _twice(environment, target, (row, rollouts), pool)
+    result = await _settled(environment, target, (row, rollouts), pool)
     broken: dict[int, Verdict] = {}
     if isinstance(result, tuple):
         for index, rollout in enumerate(rollouts):
-            alone = await _twice(environment, target, (row, [rollout]), pool)
+            alone = await _settled(environment, target, (row, [rollout]), pool)
             if isinstance(alone, tuple):
                 broken[index] = _unverifiable(environment, alone)
         gold = environment.gold(parsed)
@@ -181,7 +199,7 @@ async def judge_group(
         elif len(broken) == len(rollouts):
             raise _crash(environment, f"every rollout of the group breaks the verifier: {result[1]}")
         left = [rollout for index, rollout in enumerate(rollouts) if index not in broken]
-        result = await _twice(environment, target, (row, left), pool) if left else []
+        result = await _settled(environment, target, (row, left), pool) if left else []
         if isinstance(result, tuple):
             raise _crash(environment, f"the group breaks the verifier without those that do alone: {result[1]}")
     verdicts = iter([check_range(environment, Verdict.model_validate(verdict)) for verdict in result])

@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from curriculum.mixture import MixtureError, shares
 from gym_servers.protocol import OmnigymError
+from gym_servers.registry import load_environment
 from rl_trainer.options import AlgorithmOptions, OptimizerOptions, Options, PolicyOptions
 
 
@@ -108,6 +109,8 @@ class RunConfig(Options):
     group_size: int = Field(default=8, ge=1)
     mixture: dict[str, float]
     tasks: dict[str, TasksConfig] = {}
+    settings: dict[str, dict[str, Any]] = {}
+    """Settings of environments, on top of their environment.yaml."""
     sampler: Literal["random"] = "random"
     sampling: SamplingConfig = SamplingConfig()
     algorithm: AlgorithmOptions = AlgorithmOptions()
@@ -133,9 +136,15 @@ class RunConfig(Options):
             shares(self.mixture)
         except MixtureError as error:
             raise ValueError(str(error)) from None
-        extra = sorted(set(self.tasks) - set(self.mixture))
-        if extra:
-            raise ValueError(f"tasks names {extra}, which the mixture does not: {sorted(self.mixture)}")
+        for key, named in (("tasks", set(self.tasks)), ("settings", set(self.settings))):
+            extra = sorted(named - set(self.mixture))
+            if extra:
+                raise ValueError(f"{key} names {extra}, which the mixture does not: {sorted(self.mixture)}")
+        for name, values in self.settings.items():
+            try:
+                load_environment(name, values)
+            except OmnigymError as error:
+                raise ValueError(f"settings: {error}") from None
         if "temperature" in self.algorithm.model_fields_set and (
             self.algorithm.temperature != self.sampling.temperature
         ):

@@ -109,7 +109,7 @@ class RandomSampler:
 
 def load_rows(config: RunConfig, environment: str) -> list[LoadedTask]:
     """All training tasks of one environment, each row checked. Raises RowError or ConfigError."""
-    env = load_environment(environment)
+    env = load_environment(environment, config.settings.get(environment))
     source = config.tasks.get(environment)
     rows: list[tuple[str, dict[str, Any]]]
     if source is not None and source.file is not None:
@@ -137,7 +137,7 @@ def generated_rows(config: RunConfig, env: Environment, n: int, seed: int, split
 
 def load_heldout(config: RunConfig, environment: str) -> list[LoadedTask]:
     """The held-out tasks of the evaluations: parameters disjoint from training (the generator's promise)."""
-    env = load_environment(environment)
+    env = load_environment(environment, config.settings.get(environment))
     rows = [
         (f"held-out task {k}", row)
         for k, row in enumerate(generated_rows(config, env, config.val.tasks, config.val.seed, "heldout"))

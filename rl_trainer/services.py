@@ -148,7 +148,8 @@ class Services:
     def start_servers(self, model: Path) -> None:
         """Start the environment servers and the model server side by side; `generation` waits for them."""
         config = self.config
-        self.host.start_environments(config.environments, self.token)
+        chosen = {name: values for name, values in config.settings.items() if name in config.environments}
+        self.host.start_environments(config.environments, self.token, chosen)
         settings = {
             "model": str(model),
             "dtype": config.engine.dtype,

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 MAX_BITS = 8192
+MAX_DIGITS = MAX_BITS // 2
+"""Longer literals have over MAX_BITS anyway, and Python refuses to read those of over 4,300 digits."""
 MAX_DEPTH = 40
 MAX_FACTORIAL = 500
 MAX_BINOMIAL = 2000
@@ -46,6 +48,7 @@ _SPACE = re.compile(r"(?:\s|\\(?:left|right)(?![a-zA-Z])|\\displaystyle(?![a-zA-
 _COMMAND = re.compile(r"\\[a-zA-Z]+")
 _MIXED = re.compile(r"([+-]?)\s*([0-9]{1,300})\s+([0-9]{1,300})\s*/\s*([0-9]{1,300})")
 _TIMES = {"*", "×", "·", "\\cdot", "\\times", "\\ast"}
+_TOO_SMALL = "too small for a float"
 _OVER = {"/", "÷", "\\div"}
 _FRACTIONS = {"\\frac", "\\dfrac", "\\tfrac", "\\cfrac"}
 
@@ -108,9 +111,12 @@ def _bounded(number: Fraction | float) -> Fraction | float:
 
 def _float(number: Fraction | float) -> float:
     try:
-        return float(number)
+        result = float(number)
     except OverflowError:
         raise TooLarge from None
+    if result == 0.0 and number != 0:
+        raise Unsupported(_TOO_SMALL)
+    return result
 
 
 class _Parser:
@@ -238,6 +244,8 @@ class _Parser:
             raise Unsupported(token)
         self.position = literal.end()
         written = literal.group()
+        if len(written) > MAX_DIGITS:
+            raise TooLarge
         value = Value(_bounded(Fraction(written.replace(",", ""))), "." in written)
         following = self.peek()
         if _LITERAL.match(self.text, self.position) or following == "{":
@@ -300,6 +308,8 @@ class _Parser:
             result = a * b
         else:
             result = a / b
+        if result == 0 and a != 0 and operator in "*/" and b != 0:
+            raise Unsupported(_TOO_SMALL)
         return Value(_bounded(result), left.decimal or right.decimal)
 
     def raised(self, base: Value, exponent: Value) -> Value:
@@ -317,9 +327,12 @@ class _Parser:
         if a < 0:
             raise Unsupported("power of a negative number")
         try:
-            return Value(_bounded(_float(a) ** _float(n)), decimal)
+            result = _float(a) ** _float(n)
         except OverflowError:
             raise TooLarge from None
+        if result == 0.0 and a != 0:
+            raise Unsupported(_TOO_SMALL)
+        return Value(_bounded(result), decimal)
 
 
 def _exact_root(number: int, degree: int) -> int | None:

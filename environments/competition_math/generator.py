@@ -77,9 +77,8 @@ def _half(r: random.Random) -> Made:
 
 def _count(r: random.Random) -> Made:
     letter = r.choice("abcde")
-    rest = [other for other in "fghijk" if other != letter]
     n = r.randint(2, 9)
-    letters = [letter] * n + [r.choice(rest) for _ in range(r.randint(2, 5))]
+    letters = [letter] * n + [r.choice("fghijk") for _ in range(r.randint(2, 5))]
     r.shuffle(letters)
     return (
         f"How often is {letter} in this list: {' '.join(letters)}?",

@@ -26,6 +26,8 @@ _UNIT = re.compile(
 )
 _SCALE = re.compile(r"hundred|thousand|million|billion|trillion|dozen", re.IGNORECASE)
 _SEVERAL = re.compile(r"[0-9]\s+[0-9]")
+_UNBRACED = re.compile(r"\\(?:[dtc]?frac|[dt]?binom)\s*[0-9]\s+(?=[0-9](?!\.?[0-9]))|\\log_[0-9]\s+")
+"""A command up to its last argument, where arguments are digits without braces: `\\frac 1 2` is one number, not two."""
 _MIXED_NUMBER = re.compile(r"-?\s*[0-9]+\s+[0-9]+\s*/\s*[0-9]+")
 _WORD = re.compile(r"[A-Za-z][A-Za-z '-]{2,}")
 MAX_EXPECTED_CHARS = 1000
@@ -84,7 +86,8 @@ def decide(text: str, expected: str, *, require_box: bool = False) -> tuple[Verd
         return verdict(given.casefold() == gold.casefold(), answer.text, expected, "same words"), answer
     if given.count("=") > 1 and given != gold:  # math-verify takes any side of a chain, so "x = 11 = 12" would be both
         return verdict(False, answer.text, expected, "a chain of equations"), answer
-    if _SEVERAL.search(given) and not _MIXED_NUMBER.fullmatch(given) and given != gold:  # read as a sum otherwise
+    joined = _UNBRACED.sub(lambda match: "".join(match.group().split()), given)
+    if _SEVERAL.search(joined) and not _MIXED_NUMBER.fullmatch(given) and given != gold:  # read as a sum otherwise
         return verdict(False, answer.text, expected, "numbers side by side"), answer
     try:
         gold_value = number(gold)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import secrets
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -39,14 +41,18 @@ def run(guard: Guard, host: str, port: int) -> None:
     DrainingServer(guard, seconds=30).run(sockets=[sock])
 
 
-def settings_of(pairs: list[str], names: list[str]) -> dict[str, dict[str, Any]]:
-    """`environment.key=value` pairs by environment. Raises OmnigymError for an environment that is not served."""
-    found: dict[str, dict[str, Any]] = {name: {} for name in names}
-    for pair in pairs:
-        name, dot, _ = pair.partition("=")[0].partition(".")
-        if not dot or name not in found:
-            raise OmnigymError(f"--set '{pair}': must be environment.key=value, of {', '.join(names)}")
-        found[name].update(parse_settings([pair[len(name) + 1 :]]))
+def settings_by_environment(pairs: list[str], names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """`NAME.key=value` pairs, by environment. Raises OmnigymError that names the nearest of `names`."""
+    found: dict[str, dict[str, Any]] = {}
+    for path, value in parse_settings(pairs).items():
+        name, dot, key = path.partition(".")
+        if not dot or not key:
+            raise OmnigymError(f"--set '{path}=...': must be NAME.key=value, with one of {', '.join(names)} as NAME")
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else f"; it serves {', '.join(names)}"
+            raise OmnigymError(f"--set '{path}=...': this server has no environment '{name}'{hint}")
+        found.setdefault(name, {})[key] = value
     return found
 
 
@@ -58,12 +64,14 @@ def serve(
     port: Annotated[int, typer.Option(help="0 takes a free one and prints it.")] = 8100,
     auth: Annotated[str, typer.Option(help="token (from OMNIGYM_TOKEN, else a new one is printed) or none.")] = "token",
     workers: Annotated[int, typer.Option(min=1, help="Worker processes for verdicts.")] = 2,
-    settings: Annotated[list[str], typer.Option("--set", help="environment.key=value of its settings.")] = [],  # noqa: B006
+    overrides: Annotated[
+        list[str], typer.Option("--set", help="NAME.key=value of an environment's settings; may be repeated.")
+    ] = [],  # noqa: B006
 ) -> None:
     """Serve environments over HTTP, each under /<environment>/, until interrupted. OMNIGYM_SECRET signs session ids."""
     served = names or environment_names()
-    overrides = settings_of(settings, served)
-    environments = [load_environment(name, overrides[name]) for name in served]
-    limits = ServerSettings(token=token_for(auth, host))
+    chosen = settings_by_environment(overrides, served)
+    environments = [load_environment(name, chosen.get(name)) for name in served]
+    settings = ServerSettings(token=token_for(auth, host))
     secret = os.environ.get("OMNIGYM_SECRET")
-    run(build_resources(environments, limits, workers, secret=secret), host, port)
+    run(build_resources(environments, settings, workers, secret=secret), host, port)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -23,6 +24,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import yaml
+
 from gym_servers.parent import end_with_parent
 from gym_servers.protocol import OmnigymError
 
@@ -32,6 +35,11 @@ LOOPBACK = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 class ServerDied(OmnigymError):
     """A server process is gone, or was not ready in time."""
+
+
+def _as_yaml(value: Any) -> str:
+    """One line that YAML reads as `value`; of JSON it would take 1e-05 for text."""
+    return yaml.safe_dump(value, default_flow_style=True, width=math.inf).removesuffix("...\n").strip()
 
 
 class LocalServer:
@@ -127,11 +135,20 @@ class LocalHost:
         self.servers.append(server)
         return server
 
-    def start_environments(self, names: Sequence[str], token: str) -> LocalServer:
-        """`omnigym env serve NAME...` on a free port."""
+    def start_environments(
+        self, names: Sequence[str], token: str, settings: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> LocalServer:
+        """`omnigym env serve NAME...` on a free port. settings: by environment, on top of its environment.yaml."""
         python = [sys.executable, "-c", "from gym_servers.cli import main; main()"]
         variables = {"OMNIGYM_TOKEN": token, "OMP_NUM_THREADS": "1"}
-        return self.start("the environment server", [*python, "env", "serve", *names, "--port", "0"], variables)
+        chosen = [
+            f"--set={name}.{key}={_as_yaml(value)}"
+            for name, values in (settings or {}).items()
+            for key, value in values.items()
+        ]
+        return self.start(
+            "the environment server", [*python, "env", "serve", *names, "--port", "0", *chosen], variables
+        )
 
     def start_model(self, settings: Mapping[str, Any], threads: int) -> LocalServer:
         """The model server over vLLM, with `settings` of gym_servers.models.vllm; no list of processes shows its keys."""

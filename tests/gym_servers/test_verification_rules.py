@@ -12,7 +12,8 @@ import pytest
 import toy_environment
 
 from gym_servers import verification
-from gym_servers.protocol import FailureError, RowError
+from gym_servers.environment import Row
+from gym_servers.protocol import Failure, FailureError, Item, RowError, Verdict, final_text
 from gym_servers.workers import WorkerPool
 
 
@@ -78,3 +79,56 @@ def test_a_bad_row_names_environment_task_and_field(pool: WorkerPool) -> None:
 
 def test_a_worker_lost_once_is_retried_with_the_same_output(pool: WorkerPool, tmp_path: Any) -> None:
     assert judge(pool, f"once:{tmp_path}/mark").reward == 1.0
+
+
+@pytest.mark.parametrize(
+    ("plan", "left", "reward"),
+    [
+        ("raise 4", "", 1.0),
+        ("killed 4", "", 1.0),
+        ("raise raise 4", "", 1.0),
+        ("killed raise 4", "", 1.0),
+        ("raise raise raise", "", 0.0),
+        ("killed raise exit", "", 0.0),
+        ("raise killed raise", "raise", None),
+        ("killed killed raise", "raise", None),
+        ("raise raise killed", "", None),
+        ("killed raise killed", "", None),
+    ],
+)
+def test_only_two_fresh_workers_broken_by_content_make_a_zero(
+    pool: WorkerPool, tmp_path: Any, plan: str, left: str, reward: float | None
+) -> None:
+    path = tmp_path / "plan"
+    path.write_text(plan)
+    if reward is None:
+        with pytest.raises(FailureError, match="ended by SIGTERM") as caught:
+            judge(pool, f"plan:{path}")
+        assert caught.value.failure.kind == "verifier_crash" and caught.value.failure.retryable
+    else:
+        verdict = judge(pool, f"plan:{path}")
+        assert verdict.reward == reward
+        assert verdict.parts.get("unverifiable_output", False) is (reward == 0.0)
+    assert path.read_text() == left
+
+
+class Hasty(toy_environment.Toy):
+    """Breaks in the server's own process, whatever the answer."""
+
+    def quick(self, row: Row, output: list[Item]) -> Verdict | None:
+        raise {"row": RowError("row"), "failure": FailureError(Failure(kind="timeout", message="late"))}.get(
+            final_text(output), ZeroDivisionError("0.0 to a negative power")
+        )
+
+
+def test_what_breaks_quick_is_decided_by_a_worker(pool: WorkerPool, caplog: pytest.LogCaptureFixture) -> None:
+    def hasty(text: str) -> Verdict:
+        return asyncio.run(verification.judge(Hasty(), {"task_id": "t1", "answer": "4"}, message(text), pool))
+
+    assert (hasty("4").reward, hasty("5").reward) == (1.0, 0.0)
+    assert "environment 'toy' task 't1': quick raised ZeroDivisionError" in caplog.text
+    assert hasty("raise").parts == {"unverifiable_output": True}
+    with pytest.raises(RowError, match="row"):
+        hasty("row")
+    with pytest.raises(FailureError, match="late"):
+        hasty("failure")

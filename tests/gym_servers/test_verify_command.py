@@ -81,3 +81,5 @@ def test_an_unknown_environment_names_the_nearest(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(registry, "environment_names", lambda: ["competition_math"])
     with pytest.raises(registry.UnknownEnvironment, match="did you mean 'competition_math'"):
         registry.environment_class.__wrapped__("competition_maths")
+    with pytest.raises(registry.UnknownEnvironment, match=r"unknown environment 'zzz'\. Installed: competition_math$"):
+        registry.environment_class.__wrapped__("zzz")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,14 @@ class Toy(Environment):
                 mark.touch()
                 os._exit(1)
             return Verdict(reward=1.0, explanation="second time")
+        if text.startswith("plan:"):  # a file of what happens at each attempt
+            plan = Path(text[5:])
+            text, *rest = plan.read_text().split()
+            plan.write_text(" ".join(rest))
         match text:
+            case "killed":
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(60)
             case "burn":
                 while True:
                     pass

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from gym_servers.hosts.local import LocalHost
+from gym_servers.registry import load_environment
+from rl_trainer import sampler
 from rl_trainer.config import ConfigError, load_config
+from rl_trainer.services import Services
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"model": "m", "steps": 3, "mixture": {"a": 1, "b": 3}}
@@ -41,6 +46,8 @@ def test_overrides_and_round_trip(tmp_path: Path) -> None:
         ("group_size=1", "rollouts per task is 1"),
         ("mixture.a=-1", "must not be negative"),
         ("tasks.c.n=3", r"tasks names \['c'\]"),
+        ("settings.c.judge_url=x", r"settings names \['c'\]"),
+        ("settings.a.judge_url=x", "settings: unknown environment 'a'"),
         ("algorithm.temperature=0.5", "differs from sampling.temperature"),
         ("sampling.max_tokens=5000", "no room for a prompt"),
         ("steps", "must be key=value"),
@@ -51,6 +58,37 @@ def test_overrides_and_round_trip(tmp_path: Path) -> None:
 def test_what_is_wrong_is_named(tmp_path: Path, override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(write(tmp_path, SMALL), [override])
+
+
+def test_settings_of_environments_are_checked_by_them(tmp_path: Path) -> None:
+    path = write(tmp_path, {**SMALL, "mixture": {"competition_math": 1}})
+    config = load_config(path, ["settings.competition_math.require_box=true"])
+    assert config.settings == {"competition_math": {"require_box": True}}
+    assert load_config(write(tmp_path, yaml.safe_load(config.to_yaml()))).settings == config.settings
+    with pytest.raises(ConfigError, match="setting 'require_boxes'.*did you mean 'require_box'"):
+        load_config(path, ["settings.competition_math.require_boxes=true"])
+
+
+def test_rows_are_checked_and_servers_started_with_the_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = {**SMALL, "mixture": {"competition_math": 1, "structured_outputs": 0}, "val": {"tasks": 1}}
+    tree["settings"] = {"competition_math": {"require_box": True}, "structured_outputs": {"max_answer_chars": 9}}
+    config = load_config(write(tmp_path, tree))
+    seen: list[Any] = []
+
+    def load(name: str, settings: Any = None) -> Any:
+        seen.append((name, settings))
+        return load_environment(name, settings)
+
+    monkeypatch.setattr(sampler, "load_environment", load)
+    sampler.load_rows(config, "competition_math")
+    sampler.load_heldout(config, "competition_math")
+    assert seen == [("competition_math", {"require_box": True})] * 2
+    started: list[Any] = []
+    monkeypatch.setattr(LocalHost, "start", lambda self, name, command, variables=None: started.append(command))
+    Services(config, tmp_path).start_servers(Path("model"))
+    assert [part for part in started[0] if part.startswith("--set")] == ["--set=competition_math.require_box=true"]
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:

@@ -53,6 +53,18 @@ PAIRS: list[tuple[str, list[str], list[str]]] = [
     (r"30", [r"30^{\circ}", r"30\text{ degrees}"], []),
     (r"1\frac{1}{2}", [r"\frac{3}{2}"], []),
     (r"1\frac12", [r"1.5"], []),
+    (
+        r"\frac{1}{2}",
+        [r"\frac 1 2", r"\frac1 2", r"\frac12", r"\frac1{2}", r"\frac{1} 2"],
+        [r"\frac 1 2 3", r"\frac 1 23"],
+    ),
+    (r"4", [], [r"\frac 12 3", r"\frac 1 2 4", r"\binom 5 2 4"]),
+    (r"10", [r"\binom 5 2", r"\binom52"], [r"\binom 5 2 10", r"10 \frac 1 2"]),
+    (r"\sqrt{2}", [r"\sqrt 2", r"\sqrt2"], [r"\sqrt 2 3"]),
+    (r"3", [r"\log_2 8"], [r"\log_2 8 3", r"\log_2 8 9"]),
+    (r"13", [], [r"12 12 13"]),
+    (r"10^{200}", [r"(1/10^{400})^{-0.5}"], []),
+    (r"0", [], [r"(1/10^{400})^{0.5}", r"10^{-400}\pi", r"\pi^{-400}\times\pi^{-400}"]),
     (r"\frac32", [r"1 1/2", r"1\frac{1}{2}"], []),
     (r"2\frac{1}{3}", [], [r"\frac{2}{3}"]),
     (r"-1\frac12", [r"-\frac32"], [r"-\frac12"]),
@@ -207,6 +219,12 @@ EXHAUSTING = {
 }
 
 
+def test_workers_do_not_say_that_the_library_has_no_time_limit(capfd: pytest.CaptureFixture[str]) -> None:
+    with contextlib.closing(WorkerPool(1)) as fresh:
+        assert grade("\\boxed{(x+1)^2}", "x^2+2x+1", fresh).reward == 1.0
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize("expected", ["4", "x^2+7"])
 def test_a_hostile_answer_earns_nothing_and_runs_nothing(
     expected: str, pool: WorkerPool, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
@@ -229,7 +247,7 @@ def test_what_exhausts_a_worker_earns_nothing_and_the_pool_lives_on(name: str, p
         verdict = grade(f"\\boxed{{{text}}}", "x^2+7", pool, environment)
         assert verdict.reward == 0.0
         assert verdict.parts.get("unverifiable_output") is True
-        assert pool.kills == killed + 2
+        assert pool.kills == killed + 3  # of any worker, then of two fresh ones
     assert grade("\\boxed{7+x^2}", "x^2+7", pool).reward == 1.0
 
 
