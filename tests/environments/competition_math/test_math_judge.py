@@ -206,12 +206,6 @@ def test_a_server_asks_the_judge_and_outlives_an_exhausting_answer() -> None:
             process.wait(60)
 
 
-@pytest.mark.parametrize("pair", ["judge_model=j", "competition_maths.judge_model=j", "competition_math"])
-def test_a_setting_of_no_served_environment_is_refused(pair: str) -> None:
-    result = CliRunner().invoke(cli.build(), ["env", "serve", "competition_math", "--auth", "none", "--set", pair])
-    assert "must be environment.key=value, of competition_math" in str(result.exception)
-
-
 def read(folder: Path, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / name).read_text().splitlines()]
 
