@@ -191,3 +191,17 @@ def test_an_answer_that_cannot_be_taken_apart_is_counted() -> None:
     with model_world(Recording(["x"], tokenizer=Broken())) as world:
         assert world.http.post(path_of(world), json=ASK).status_code == 500
         assert world.close().dropped == 2
+
+
+def test_an_answer_that_is_whole_when_nobody_waits_any_more_is_not_trained() -> None:
+    class Deaf(Recording):
+        async def abort(self, request_ids: Any) -> None:
+            """It finishes what it began."""
+
+    engine = Deaf(["whole"], seconds=1.0)
+    with model_world(engine) as world:
+        reply = world.http.post(path_of(world), json=ASK, headers={"X-Deadline-Seconds": "0.3"})
+        assert reply.status_code == 503
+        export = world.close()
+    assert engine.calls[0][1].finish_reason == "stop"
+    assert (export.dropped, export.segments, export.finish_reasons) == (6, [], ["abort"])
