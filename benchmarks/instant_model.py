@@ -41,6 +41,7 @@ class Instant:
         self.tokenizer = Bytes()
         self.max_context = 1 << 20
         self.chat_template: str | None = None
+        self.special: tuple[tuple[str, str], ...] = ()
         self._ids = [*ANSWER.encode(), END]
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling, seed: int, request_id: str) -> Generation:

@@ -56,6 +56,7 @@ class Answers:
 
     max_context = 4000
     chat_template = None
+    special: tuple[tuple[str, str], ...] = ()
 
     def __init__(self) -> None:
         self.state = EngineState("letters", "float32")
