@@ -228,8 +228,7 @@ class Collector:
             spent[name] += ledger.usage.get(name, 0)
         spent["dropped_tokens"] = abandoned + ledger.dropped
         rollout.timings["join"] = time.monotonic() - began
-        seen = ledger.usage.get("requests", 0) + (ledger.truncation_reason == "context")  # that call reached no engine
-        if seen < rollout.steps:
-            message = f"the ledger of the rollout is lost: it holds {seen} calls, {rollout.steps} were answered"
+        if ledger.calls < rollout.steps:
+            message = f"the ledger of the rollout is lost: it holds {ledger.calls} calls, {rollout.steps} were answered"
             return Failure(kind="model_error", message=message)
         return None

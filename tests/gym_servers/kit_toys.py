@@ -247,5 +247,7 @@ class Model:
         n = self.calls.get(rollout, 0)
         segments = [Segment(token_ids=[1, 2, 3], mask=[0, 1, 1], lp_gen=[0, -1, -2])] if n else []
         usage = {"prompt_tokens": n, "sampled_tokens": 2 * n, "requests": n}
-        ledger = LedgerExport(rollout_id=rollout, segments=segments, usage=usage, dropped=2 * n - 2 * len(segments))
+        ledger = LedgerExport(
+            rollout_id=rollout, segments=segments, usage=usage, dropped=2 * n - 2 * len(segments), calls=n
+        )
         return Response(pack_ledger(ledger))

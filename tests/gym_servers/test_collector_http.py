@@ -70,7 +70,7 @@ class Fake:
             return Response(pack_ledger(LedgerExport(rollout_id=rollout, segments=[], usage={})))
         segment = Segment(token_ids=[1, 2, 3], mask=[0, 1, 1], lp_gen=[0, -1, -2])
         usage = {"prompt_tokens": n, "sampled_tokens": 2 * n, "requests": n}
-        return Response(pack_ledger(LedgerExport(rollout_id=rollout, segments=[segment], usage=usage)))
+        return Response(pack_ledger(LedgerExport(rollout_id=rollout, segments=[segment], usage=usage, calls=n)))
 
     async def seed(self) -> Response:
         response = JSONResponse({})
