@@ -1,6 +1,6 @@
 """Throughput of 2,048 rollouts in flight against 64, and the memory of one in flight.
 
-Three processes that speak HTTP: this one collects (gym_servers/rollouts.py), `omnigym serve` grades (instruction_following), and a
+Three processes that speak HTTP: this one collects (gym_servers/rollouts.py), `omnigym env serve` grades (instruction_following), and a
 scripted model server answers at once, with a ledger for every rollout. Rounds at either concurrency take turns in one run, so that
 what else the machine does meets both; the ratio is that of the medians. A round is timed while it is full: from the end of its
 first --many rollouts, by which time every connection is open, to where the last request is begun. Wall time is what a user waits

@@ -1,6 +1,6 @@
 """CPU time of one single-turn rollout around an instant model, over all our processes.
 
-Three processes that speak HTTP: this one collects (gym_servers/rollouts.py and the tool loop), `omnigym serve` grades
+Three processes that speak HTTP: this one collects (gym_servers/rollouts.py and the tool loop), `omnigym env serve` grades
 (competition_math, its quick path), instant_model.py is the model server with its ledger. A rollout is seed_session, one response
 at the rollout's own signed URL, verify, close, and the join of the ledger's arrays. After a warm-up, the user and system time
 of all three is taken before and after N rollouts; the best and the median of several rounds are shown, since other load on the

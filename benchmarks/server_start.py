@@ -1,4 +1,4 @@
-"""Seconds from starting `omnigym serve` with every installed environment until /readyz answers 200.
+"""Seconds from starting `omnigym env serve` with every installed environment until /readyz answers 200.
 
 A new process each time, after one that is not counted (it leaves bytecode and files in the cache). Wall time is what a user waits
 for, so it is shown beside the CPU time of all its processes, which other load does not change: on a quiet machine with

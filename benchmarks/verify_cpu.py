@@ -1,6 +1,6 @@
 """CPU time of `POST /verify` in the server, beside a bare FastAPI echo in the same run.
 
-`omnigym serve` (all its processes, bearer token on, an idempotency key per request as the collector sends) and a bare FastAPI
+`omnigym env serve` (all its processes, bearer token on, an idempotency key per request as the collector sends) and a bare FastAPI
 server that parses a JSON body and sends it back, both under uvicorn, take turns: in every round each gets N requests over a few
 kept-alive connections. The bodies are generated tasks with their gold answers, of those that the environment decides without a
 worker. The client's CPU time is not counted. Shown are the best and the median round, and the median of the ratio to the echo

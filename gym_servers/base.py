@@ -101,7 +101,7 @@ class Guard:
             return
         status = 500
         received = 0
-        started = False
+        started = ended = False
 
         async def limited() -> Message:
             nonlocal received
@@ -112,9 +112,11 @@ class Guard:
             return message
 
         async def watched(message: Message) -> None:
-            nonlocal status, started
+            nonlocal status, started, ended
             if message["type"] == "http.response.start":
                 status, started = message["status"], True
+            elif message["type"] == "http.response.body" and not message.get("more_body"):
+                ended = True
             await send(message)
 
         began = time.perf_counter()
@@ -133,6 +135,11 @@ class Guard:
                 response = problem(503, "timeout", message, request_id, retryable=True)
             status = response.status_code
             await response(scope, receive, send)
+        except Exception:
+            # Starlette raises a bug again after its 500 is sent. It is logged, and uvicorn would close the connection, perhaps
+            # under the caller's next request.
+            if not ended:
+                raise
         finally:
             deadline.leave(token)
             self.in_flight -= 1
