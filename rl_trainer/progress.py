@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -116,4 +117,5 @@ class Progress:
             mean = f"{sum(now) / len(now):.2f}" if now else "-"
             table.add_row(f"  {name}", f"reward now {mean}", f"steps: {trend or '-'}")
         fraction = (self.current + (self.done / self.total if self.total else 0)) / self.steps
-        return Group(head, ProgressBar(total=1.0, completed=min(1.0, fraction), width=60), table)
+        bar = Padding(ProgressBar(total=1.0, completed=min(1.0, fraction), width=60), 0)  # by itself it ends no line
+        return Group(head, bar, table)

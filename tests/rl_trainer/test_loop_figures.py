@@ -112,6 +112,18 @@ def test_summary_has_the_promised_form() -> None:
     assert "+50.0±" in console.file.getvalue() and "…" not in console.file.getvalue()  # type: ignore[attr-defined]
 
 
+def test_the_display_has_a_line_for_the_bar_and_one_for_each_environment() -> None:
+    progress = Progress(4, ["a", "b"], Console(file=io.StringIO()))
+    progress.phase(1, "generate", 8)
+    progress.rollout(roll("t", 1.0, env="a"))
+    shown = Console(file=io.StringIO(), width=100, color_system=None)
+    shown.print(progress)
+    lines = shown.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert lines[0].startswith("step 2/4  generate 1/8 rollouts")
+    assert set(lines[1].strip()) <= set("━╸ ") and lines[2].split() == ["a", "reward", "now", "1.00", "steps:", "-"]
+    assert lines[3].split()[0] == "b"
+
+
 def test_flatten_leaves_nan_out() -> None:
     assert dict(flatten({"a": {"b": 1, "c": math.nan}, "d": 2.5, "e": "text"})) == {"a/b": 1.0, "d": 2.5}
 
