@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from gym_servers.protocol import OmnigymError
+from rl_trainer.interrupt import INTERRUPTS
 from rl_trainer.options import PolicyOptions
 from rl_trainer.packing import TrainSegment
 
@@ -146,34 +147,28 @@ class RayPolicy:
         import ray
 
         self._ray, self.seconds = ray, seconds
-        gpus = 0 if options.device == "cpu" else float(bool(ray.cluster_resources().get("GPU", 0)))
-        threads = {"OMP_NUM_THREADS": str(options.threads or 1)}
-        actor = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0, runtime_env={"env_vars": threads})(_RayMember)
-        self.members = [actor.remote() for _ in range(workers)]
-        init_method = self._wait([self.members[0].address.remote()], "start")[0] if workers > 1 else ""
+        with INTERRUPTS.held():
+            gpus = 0 if options.device == "cpu" else float(bool(ray.cluster_resources().get("GPU", 0)))
+            threads = {"OMP_NUM_THREADS": str(options.threads or 1)}
+            actor = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0, runtime_env={"env_vars": threads})(_RayMember)
+            self.members = [actor.remote() for _ in range(workers)]
+            address = [self.members[0].address.remote()]
+        init_method = self._wait(address, "start")[0] if workers > 1 else ""
         plain = options.model_dump()
-        self._wait([m.load.remote(rank, workers, plain, init_method) for rank, m in enumerate(self.members)], "load")
+        with INTERRUPTS.held():
+            loading = [m.load.remote(rank, workers, plain, init_method) for rank, m in enumerate(self.members)]
+        self._wait(loading, "load")
 
     def _wait(self, references: list[Any], call: str) -> list[Any]:
         deadline = time.monotonic() + self.seconds
         waiting = {reference: rank for rank, reference in enumerate(references)}
         answers: dict[int, Any] = {}
         while waiting:
-            ready, _ = self._ray.wait(list(waiting), num_returns=1, timeout=1.0)
-            for reference in ready:
-                rank = waiting.pop(reference)
-                try:
-                    answers[rank] = self._ray.get(reference)
-                except self._ray.exceptions.RayActorError as error:
-                    reason = str(error).strip().splitlines()[0]
-                    raise WorkerLost(
-                        f"policy worker rank {rank} died during '{call}': {reason}; resume the run"
-                    ) from None
-                except self._ray.exceptions.RayTaskError as error:
-                    cause = error.cause
-                    if isinstance(cause, OmnigymError):
-                        raise cause from None
-                    raise
+            with INTERRUPTS.held():
+                ready, _ = self._ray.wait(list(waiting), num_returns=1, timeout=1.0)
+                for reference in ready:
+                    rank = waiting.pop(reference)
+                    answers[rank] = self._get(reference, rank, call)
             if waiting and time.monotonic() > deadline:
                 raise WorkerLost(
                     f"policy worker rank {sorted(waiting.values())} did not finish '{call}' within {self.seconds:g} s "
@@ -181,8 +176,22 @@ class RayPolicy:
                 )
         return [answers[rank] for rank in range(len(references))]
 
+    def _get(self, reference: Any, rank: int, call: str) -> Any:
+        try:
+            return self._ray.get(reference)
+        except self._ray.exceptions.RayActorError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise WorkerLost(f"policy worker rank {rank} died during '{call}': {reason}; resume the run") from None
+        except self._ray.exceptions.RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, OmnigymError):
+                raise cause from None
+            raise
+
     def _call(self, method: str, *args: Any) -> Any:
-        return self._wait([member.call.remote(method, args) for member in self.members], method)[0]
+        with INTERRUPTS.held():
+            references = [member.call.remote(method, args) for member in self.members]
+        return self._wait(references, method)[0]
 
     def train_step(self, batch: Sequence[TrainSegment], step: int) -> dict[str, Any]:
         result: dict[str, Any] = self._call("train_step", batch, step)
@@ -208,6 +217,7 @@ class RayPolicy:
 
     def close(self) -> None:
         """End the actors; those that died already are no error."""
-        for member in self.members:
-            with contextlib.suppress(Exception):
-                self._ray.kill(member)
+        with INTERRUPTS.held():
+            for member in self.members:
+                with contextlib.suppress(Exception):
+                    self._ray.kill(member)

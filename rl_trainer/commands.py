@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +12,7 @@ from rich.console import Console
 
 from gym_servers.protocol import OmnigymError
 from rl_trainer.config import ConfigError, RunConfig, load_config
+from rl_trainer.interrupt import INTERRUPTS
 from rl_trainer.model_get import resolve_model
 from rl_trainer.sampler import (
     LoadedTask,
@@ -140,11 +140,6 @@ def lasting_folder(runs_folder: Path) -> Path:
     return Path.home() / runs_folder if inside else runs_folder
 
 
-def _interrupt(number: int, frame: object) -> None:
-    """SIGTERM ends a run as Ctrl-C does: everything it started is stopped."""
-    raise KeyboardInterrupt
-
-
 def train(
     config: Annotated[Path | None, typer.Argument(help="YAML file; see rl_trainer/configs/demo.yaml.")] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, such as optimizer.lr=1e-5.")] = None,
@@ -181,16 +176,14 @@ def train(
         write_whole(store.folder / "config.yaml", chosen.to_yaml().encode())
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     console.print(f"run folder {store.folder}", highlight=False)
-    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        summary = execute(chosen, model, store, console, "rollouts" if rollouts_only else "train", source)
+        with INTERRUPTS.installed():  # SIGTERM ends a run as Ctrl-C does: everything it started is stopped
+            summary = execute(chosen, model, store, console, "rollouts" if rollouts_only else "train", source)
     except KeyboardInterrupt:
         again = f"Go on with: omnigym train --resume {store.folder}{' --rollouts-only' if rollouts_only else ''}"
         if from_rollouts is not None:
             again = "Start it again: training from stored rollouts has nothing to resume"
         raise OmnigymError(f"interrupted; everything is stopped. {again}") from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
     if summary is not None:
         from rl_trainer.evaluation import summary_table
 

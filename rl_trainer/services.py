@@ -13,6 +13,7 @@ import asyncio
 import json
 import os
 import secrets
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -25,9 +26,11 @@ from gym_servers.hosts.local import LOOPBACK, LocalHost
 from gym_servers.protocol import Rollout
 from gym_servers.rollouts import Collector, RolloutRequest
 from rl_trainer.config import RunConfig
+from rl_trainer.interrupt import INTERRUPTS
 from rl_trainer.loop import RolloutPlan, RunStopped
 
 DAY = 86_400.0
+DEATH_SECONDS = 2.0
 
 
 class HttpGeneration:
@@ -120,7 +123,10 @@ class HttpGeneration:
             detail = error.read(2000).decode(errors="replace")
             raise RunStopped(f"the model server refused /admin/{call}: {error.code} {detail}") from None
         except (OSError, ValueError) as error:
-            self.host.check()
+            deadline = time.monotonic() + DEATH_SECONDS
+            while time.monotonic() < deadline:  # a closed connection comes a moment before the process is seen dead
+                self.host.check()
+                time.sleep(0.05)
             raise RunStopped(f"the model server did not answer /admin/{call}: {error}") from None
 
 
@@ -143,7 +149,8 @@ class Services:
         if self._ray:
             import ray
 
-            ray.shutdown()
+            with INTERRUPTS.held():
+                ray.shutdown()
 
     def start_servers(self, model: Path) -> None:
         """Start the environment servers and the model server side by side; `generation` waits for them."""
@@ -183,19 +190,19 @@ class Services:
         address = os.environ.get("RAY_ADDRESS") or self.config.ray.address
         if not address:
             os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-            os.environ.setdefault(
-                "RAY_worker_niceness", "0"
-            )  # Ray's 15 lets any other process of the user's stall a step
-        import ray
+            # Ray's 15 lets any other process of the user's stall a step.
+            os.environ.setdefault("RAY_worker_niceness", "0")
+        with INTERRUPTS.held():
+            import ray
 
-        if address:
-            ray.init(address=address, log_to_driver=False, configure_logging=False)
-        else:
-            ray.init(
-                num_cpus=max(self.config.ray.num_cpus, self.config.policy.workers),
-                include_dashboard=False,
-                object_store_memory=self.config.ray.object_store_mb * 1_000_000,
-                log_to_driver=False,
-                configure_logging=False,
-            )
-        self._ray = True
+            if address:
+                ray.init(address=address, log_to_driver=False, configure_logging=False)
+            else:
+                ray.init(
+                    num_cpus=max(self.config.ray.num_cpus, self.config.policy.workers),
+                    include_dashboard=False,
+                    object_store_memory=self.config.ray.object_store_mb * 1_000_000,
+                    log_to_driver=False,
+                    configure_logging=False,
+                )
+            self._ray = True
