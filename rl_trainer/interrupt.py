@@ -19,6 +19,7 @@ class Interrupts:
     def __init__(self) -> None:
         self._requested = False
         self._holders = 0
+        self._installed = False
 
     def _handle(self, number: int, frame: object) -> None:
         self._requested = True
@@ -33,11 +34,19 @@ class Interrupts:
     def installed(self) -> Iterator[None]:
         """Handle both signals inside the block, as before after it."""
         before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        self._installed = True
         try:
             yield
         finally:
+            self._installed = False
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def claim(self) -> None:
+        """Take the signals back from a library that set handlers of its own, as ray.init does for SIGTERM."""
+        if self._installed:
+            for number in _SIGNALS:
+                signal.signal(number, self._handle)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:

@@ -206,3 +206,4 @@ class Services:
                     configure_logging=False,
                 )
             self._ray = True
+            INTERRUPTS.claim()

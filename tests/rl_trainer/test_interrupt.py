@@ -32,6 +32,17 @@ def test_a_held_signal_is_raised_once_when_the_outermost_block_is_left() -> None
     assert done == ["inner", "outer", "cleanup"]
 
 
+def test_signals_are_taken_back_from_a_library() -> None:
+    interrupts = Interrupts()
+    with pytest.raises(KeyboardInterrupt), interrupts.installed():
+        signal.signal(signal.SIGTERM, lambda number, frame: None)
+        interrupts.claim()
+        os.kill(os.getpid(), signal.SIGTERM)
+    before = signal.getsignal(signal.SIGTERM)
+    interrupts.claim()  # outside of the block nothing is ours
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
 def test_an_error_inside_is_what_is_raised() -> None:
     interrupts = Interrupts()
     with interrupts.installed(), pytest.raises(ValueError, match="its own"), interrupts.held():
