@@ -12,6 +12,8 @@ complete when a request of another one comes. What waits is at most a group for 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -26,6 +28,18 @@ from gym_servers.signing import sign_rollout_id
 
 class NoProgress(OmnigymError):
     """No rollout ended for too long: names the phases and environments on which is waited."""
+
+
+@contextlib.contextmanager
+def rarer_collections() -> Iterator[None]:
+    """Cyclic garbage is looked for 70 times less often than by Python's default, which a collector with 2,048 rollouts in flight
+    pays for with a seventh of its throughput: each pass walks the tasks and connections of all that are alive."""
+    before = gc.get_threshold()
+    gc.set_threshold(50_000, 20, 100)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 @dataclass(frozen=True)
@@ -79,7 +93,10 @@ class Collector:
             asyncio.Queue()
         )  # asyncio.wait would look at every task each time
         last: _Group | None = None
-        async with Client(token=self.token, concurrency=2 * self.concurrency, transport=self.transport) as client:
+        client = Client(token=self.token, concurrency=2 * self.concurrency, transport=self.transport)
+        async with contextlib.AsyncExitStack() as stack:
+            stack.enter_context(rarer_collections())
+            await stack.enter_async_context(client)
 
             def start(work: Coroutine[Any, Any, list[Rollout]], group: _Group) -> None:
                 group.open += 1
