@@ -9,7 +9,8 @@ The resources server (gym_servers/resources.py) adapts it to HTTP, `omnigym veri
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -84,6 +85,13 @@ class Environment(ABC):
         there is nobody to ask. Runs in the server's event loop, so it parses no model output. Raises FailureError."""
         return verdict
 
+    async def open(self) -> None:
+        """Start what verdicts and tools share, such as a sandbox; called once in the event loop that serves, before the first
+        request. Raises OmnigymError: the server is then not ready and says so."""
+
+    async def close(self) -> None:
+        """End what `open` started; called also where it raised."""
+
     def prepare(self) -> None:
         """Import what `verify` needs; called once where workers are forked from, outside anybody's CPU limit."""
         return None
@@ -91,6 +99,11 @@ class Environment(ABC):
     def gold(self, row: Row) -> list[Item] | None:
         """Output items that earn full reward; None where no gold answer can be made from a row."""
         return None
+
+    def probes(self, row: Row) -> dict[str, list[Item]]:
+        """Outputs by name that try to earn this row's reward without solving it, beside those that `omnigym env check` tries on
+        every environment. None of them may earn the full reward."""
+        return {}
 
     def generate(self, n: int, seed: int, split: Split) -> Iterator[dict[str, Any]]:
         """`n` seeded task rows of graded difficulty (`difficulty` in [0, 1] is a field of each row). Deterministic in
@@ -105,6 +118,28 @@ class Environment(ABC):
         module = importlib.import_module(cls.__module__)
         assert module.__file__ is not None
         return Path(module.__file__).parent
+
+
+@asynccontextmanager
+async def opened(environment: Environment) -> AsyncIterator[None]:
+    """`environment`, open while the context is. Raises what its `open` raises."""
+    try:
+        await environment.open()
+        yield
+    finally:
+        await environment.close()
+
+
+class AwaitedEnvironment(Environment):
+    """An environment whose verdict is waited for rather than computed: a sandbox runs the answer, or a judge reads it."""
+
+    @abstractmethod
+    async def verify_awaited(self, row: Row, output: list[Item]) -> Verdict:
+        """The verdict where `quick` gave none. Runs in the server's event loop, so it only takes text apart by linear-time code and
+        hands the rest on. Raises RowError, or FailureError where whoever is asked cannot say."""
+
+    def verify(self, row: Row, output: list[Item]) -> Verdict:
+        raise OmnigymError(f"environment '{self.name}' has no verdict without a server's event loop")
 
 
 class StatefulEnvironment(Environment):

@@ -265,17 +265,30 @@ def build_resources(
         else:
             workers_state = ""
 
+    not_open: list[str] = []
+
+    async def open_environments() -> None:
+        for environment in environments:
+            try:
+                await environment.open()
+            except (OmnigymError, OSError) as error:  # the others are served
+                not_open.append(f"environment '{environment.name}' does not start: {error}")
+                log.error("not ready, %s", not_open[-1])
+
     async def check() -> None:
-        if workers_state:
-            raise OmnigymError(workers_state)
+        if not_open or workers_state:
+            raise OmnigymError("; ".join(filter(None, [*not_open, workers_state])))
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        await open_environments()
         starting = asyncio.create_task(start_pool())
         reaper = asyncio.create_task(reap_for_ever(store, min(30.0, store.ttl_seconds / 2)))
         yield
         reaper.cancel()
         await starting
+        for environment in environments:
+            await environment.close()
         await asyncio.to_thread(pool.close)
 
     async def listing(request: Request) -> Response:

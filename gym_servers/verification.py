@@ -2,7 +2,7 @@
 bad reward by breaking the grader (design: The records).
 
 `judge` checks the row, asks `quick` in this process, hands what is left to `verify` in a worker, with the session's state where there
-is one, and lets the environment's `appeal` look at the verdict once more (an LLM judge, where one is configured). Where `quick` raises,
+is one (or awaits `verify_awaited`), and lets the environment's `appeal` look at the verdict once more (an LLM judge, where one is configured). Where `quick` raises,
 it has decided nothing, and a worker finds out. A worker that breaks is replaced by a fresh one. If the same output breaks two fresh
 workers by its own content (CPU, memory, an exception, a crash, or sleeping while the machine was not starved) the verdict is the
 lowest reward with `unverifiable_output`, unless the gold answer breaks a worker too: then the fault is the verifier's, and it is a
@@ -20,7 +20,14 @@ import math
 import pickle
 from typing import Any
 
-from gym_servers.environment import Environment, GroupEnvironment, GroupRollout, Row, StatefulEnvironment
+from gym_servers.environment import (
+    AwaitedEnvironment,
+    Environment,
+    GroupEnvironment,
+    GroupRollout,
+    Row,
+    StatefulEnvironment,
+)
 from gym_servers.protocol import Failure, FailureError, FailureKind, Item, RowError, Verdict
 from gym_servers.registry import environment_class
 from gym_servers.workers import WorkerError, WorkerPool
@@ -140,7 +147,9 @@ async def judge(
             f"{type(error).__name__}: {error}"[:200],
         )
         verdict = None
-    if verdict is None:
+    if verdict is None and isinstance(environment, AwaitedEnvironment):
+        verdict = await environment.verify_awaited(parsed, output)
+    elif verdict is None:
         verdict = await _in_workers(environment, parsed, row, output, pool, state)
     if "unverifiable_output" not in verdict.parts:  # nobody appeals by breaking the grader
         verdict = await environment.appeal(parsed, output, verdict)

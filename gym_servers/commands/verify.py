@@ -15,7 +15,7 @@ import yaml
 from rich.console import Console
 from rich.progress import Progress
 
-from gym_servers.environment import Environment
+from gym_servers.environment import Environment, opened
 from gym_servers.protocol import Failure, FailureError, OmnigymError, RowError
 from gym_servers.registry import environment_names, load_environment
 from gym_servers.rows import parse_line, read_lines, whole_file
@@ -105,7 +105,12 @@ def verify(
 ) -> None:
     """Grade recorded outputs without a running server."""
     environment = load_environment(name, parse_settings(settings))
-    done, failures = asyncio.run(verify_file(environment, cases, out, workers))
+
+    async def run() -> tuple[int, int]:
+        async with opened(environment):
+            return await verify_file(environment, cases, out, workers)
+
+    done, failures = asyncio.run(run())
     typer.echo(f"{done} verdicts in {out}, {failures} of them failures", err=True)
 
 
