@@ -88,9 +88,11 @@ class Environment(ABC):
     async def open(self) -> None:
         """Start what verdicts and tools share, such as a sandbox; called once in the event loop that serves, before the first
         request. Raises OmnigymError: the server is then not ready and says so."""
+        return None
 
     async def close(self) -> None:
         """End what `open` started; called also where it raised."""
+        return None
 
     def prepare(self) -> None:
         """Import what `verify` needs; called once where workers are forked from, outside anybody's CPU limit."""
