@@ -7,6 +7,7 @@ that failed is 503 `{error, retryable}`, a bad row 422; a 200 always has a rewar
 `POST /seed_session` opens a session where the environment has a state; the answer says how the environment rewards and which tools
 only read. The session is a cookie or the header `X-Session-Id`, and ends with the verdict. `POST /<tool>` calls a tool: 422 is
 for the model to read, 503 is a failure. `GET /tools` lists them for `responses_create_params.tools`.
+`GET /openapi.json` describes all of it.
 `/readyz` is 503 until the first worker stands, so that no verdict waits for imports.
 """
 
@@ -31,6 +32,7 @@ from starlette.routing import Route
 from gym_servers.base import Guard, ServerSettings, answer, build, read_object
 from gym_servers.environment import Environment, GroupEnvironment, GroupRollout, StatefulEnvironment
 from gym_servers.idempotency import Once
+from gym_servers.openapi import openapi
 from gym_servers.protocol import Failure, FailureError, Item, OmnigymError, RowError
 from gym_servers.registry import environment_names
 from gym_servers.sessions import MemorySessions, Session, SessionStore, lost, new_session, reap_for_ever, session_name
@@ -295,7 +297,12 @@ def build_resources(
         return answer([{"name": one.name, **one.about, "tools": list(one.tools)} for one in served])
 
     served = [Served(environment, pool, store, secret) for environment in environments]
-    routes = [Route("/environments", listing, methods=["GET"])]
+    document = orjson.dumps(openapi(environments))
+
+    async def described(request: Request) -> Response:
+        return Response(document, media_type="application/json")
+
+    routes = [Route("/environments", listing, methods=["GET"]), Route("/openapi.json", described, methods=["GET"])]
     for one in served:
         routes += one.routes(f"/{one.name}")
     if len(served) == 1:
