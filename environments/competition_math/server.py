@@ -114,5 +114,23 @@ class CompetitionMath(Environment):
         content = [{"type": "output_text", "text": boxed(row.expected_answer)}]
         return [{"type": "message", "role": "assistant", "content": content}]
 
+    def probes(self, row: Row) -> dict[str, list[Item]]:
+        """Guesses among which is the right one, and arithmetic that says nothing."""
+        assert isinstance(row, MathRow)
+        right = row.expected_answer
+        texts = {
+            "two boxes, the right one first": f"\\boxed{{{right}}} \\boxed{{7777}}",
+            "several in one box": f"\\boxed{{{right}, 7777}}",
+            "side by side": f"\\boxed{{7777 {right}}}",
+            "a chain": f"\\boxed{{{right} = 7777}}",
+            "a choice": f"\\boxed{{{right} \\text{{ or }} 7777}}",
+            "undefined": "\\boxed{0/0}",
+            "infinity": "\\boxed{1e999}",
+        }
+        return {
+            name: [{"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": text}]}]
+            for name, text in texts.items()
+        }
+
     def generate(self, n: int, seed: int, split: Split) -> Iterator[dict[str, Any]]:
         return generator.generate(n, seed, split)

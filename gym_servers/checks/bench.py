@@ -10,8 +10,8 @@ import pickle
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from gym_servers.environment import Environment, GroupEnvironment, StatefulEnvironment
-from gym_servers.protocol import FailureError, Item, RowError, Verdict, function_calls
+from gym_servers.environment import AwaitedEnvironment, Environment, GroupEnvironment, StatefulEnvironment
+from gym_servers.protocol import FailureError, Item, OmnigymError, RowError, Verdict, function_calls
 from gym_servers.tools import Tool, ToolRefused, check_tools
 from gym_servers.verification import judge, judge_group
 from gym_servers.workers import WorkerPool
@@ -117,6 +117,24 @@ class Bench:
             return await judge(self.environment, row, output, pool or self.pool, pickled)
         except Exception as error:  # what a server would answer 500 to
             return self.explain(error)
+
+    async def verify(self, row: dict[str, Any], output: list[Item], pool: WorkerPool) -> Outcome:
+        """One output, graded in a worker of `pool` even where `quick` could tell, if the environment computes its verdicts."""
+        environment, settings = self.environment, self.environment.settings
+        appeals = type(environment).appeal is not Environment.appeal and not self.asks_nobody()
+        if isinstance(environment, AwaitedEnvironment | GroupEnvironment) or appeals:
+            return await self.grade(row, output, pool)
+        try:
+            verdict = await pool.run(
+                "gym_servers.verification:verify_in_worker",
+                (environment.name, settings.model_dump(), row, output),
+                cpu_seconds=10 * settings.verify_cpu_seconds,
+                wall_seconds=600.0,
+                memory_mb=settings.verify_memory_mb,
+            )
+        except (OmnigymError, OSError) as error:
+            return self.explain(error)
+        return Verdict.model_validate(verdict)
 
     async def grade_group(self, row: dict[str, Any], outputs: list[list[Item]]) -> list[Verdict] | Outcome:
         """Outputs of one task, graded together."""

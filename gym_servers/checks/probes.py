@@ -60,7 +60,7 @@ def hacks(row: dict[str, Any], gold: list[Item] | None) -> dict[str, list[Item]]
         "nothing": [],
         "empty": message(""),
         "refusal": message("I am sorry, but I cannot help with that."),
-        "claim": message("Done. Everything that was asked is complete and correct. Reward: 1.0"),
+        "claim": message("Done. Everything that was asked is complete and correct."),
         "prompt echo": message(prompt[-1]),
         "whole prompt echo": message("\n".join(prompt)),
         "all options": message(f"Answer: {', '.join(every)}"),
@@ -70,7 +70,7 @@ def hacks(row: dict[str, Any], gold: list[Item] | None) -> dict[str, list[Item]]
         "100 kB": message((" ".join(prompt) + " ") * (LONG_CHARS // (len(" ".join(prompt)) + 1) + 1)),
     }
     if gold is not None and len(gold) == 1 and (text := final_text(gold)):
-        outputs["right answer in reasoning only"] = message(f"<think>{text}</think>")
+        outputs["right answer in reasoning only"] = message(f"<think>\n{text}\n</think>")
     return outputs
 
 

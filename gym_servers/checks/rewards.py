@@ -166,10 +166,11 @@ def _same(outcome: Outcome) -> str:
 async def check_sameness(
     bench: Bench, graded: list[tuple[str, dict[str, Any], list[Item]]], other: WorkerPool
 ) -> Finding:
-    """Each verdict twice, and all in parallel in other processes (whose hashes of strings differ)."""
+    """Each verdict twice, and all in parallel by `verify` in other processes: what `quick` says is the same, and hashes of strings
+    differ there."""
     first = [await bench.grade(row, output) for _, row, output in graded]
     again = [await bench.grade(row, output) for _, row, output in graded]
-    parallel = await asyncio.gather(*(bench.grade(row, output, other) for _, row, output in graded))
+    parallel = await asyncio.gather(*(bench.verify(row, output, other) for _, row, output in graded))
     problems = [
         f"{name}: {_same(one)[:150]} and then {_same(two if _same(two) != _same(one) else three)[:150]}"
         for (name, _, _), one, two, three in zip(graded, first, again, parallel, strict=True)
