@@ -16,7 +16,6 @@ from gym_servers.protocol import OmnigymError, RowError
 from gym_servers.registry import about, environment_class, load_environment
 
 DISTINCT_SHARE = 0.9
-GENERATE = {"cpu_seconds": 120.0, "wall_seconds": 600.0, "memory_mb": 4096}
 Rows = list[dict[str, Any]]
 
 
@@ -41,7 +40,9 @@ def generated(name: str, settings: dict[str, Any], n: int, seed: int, split: Spl
 async def _elsewhere(bench: Bench, n: int, seed: int, split: Split) -> Rows:
     environment = bench.environment
     args = (environment.name, environment.settings.model_dump(), n, seed, split)
-    rows: Rows = await bench.pool.run("gym_servers.checks.tasks:generated", args, **GENERATE)
+    rows: Rows = await bench.pool.run(
+        "gym_servers.checks.tasks:generated", args, cpu_seconds=120.0, wall_seconds=600.0, memory_mb=4096
+    )
     return rows
 
 
