@@ -10,7 +10,14 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from gym_servers.environment import Environment, GroupEnvironment, GroupRollout
+from gym_servers.environment import (
+    ConversationEnvironment,
+    Environment,
+    GroupEnvironment,
+    GroupRollout,
+    Said,
+    UserTurn,
+)
 from gym_servers.protocol import Verdict
 from gym_servers.tools import Tool, check_tools
 
@@ -46,6 +53,12 @@ ABOUT: Schema = {
         "session_id": {"type": "string", "description": "Where the environment has a state; also set as a cookie."},
     },
     "required": ["reward", "read_only_tools"],
+}
+SESSION: Schema = {
+    "name": "X-Session-Id",
+    "in": "header",
+    "schema": {"type": "string"},
+    "description": "Of seed_session; its cookie does as well.",
 }
 FAILURES = {
     "400": "A header or a setting of the request is wrong.",
@@ -101,14 +114,7 @@ def _add_tool(document: Document, name: str, tool: Tool) -> None:
     operation["description"] = tool.description
     operation["x-read-only"] = tool.read_only
     if tool.with_state:
-        operation["parameters"] = [
-            {
-                "name": "X-Session-Id",
-                "in": "header",
-                "schema": {"type": "string"},
-                "description": "Of seed_session; its cookie does as well.",
-            }
-        ]
+        operation["parameters"] = [SESSION]
 
 
 def _add_environment(document: Document, environment: Environment) -> None:
@@ -154,6 +160,17 @@ def _add_environment(document: Document, environment: Environment) -> None:
         }
     ]
     document.add("post", f"/{name}/seed_session", "Begin an episode", _content("How it is rewarded.", ABOUT), row)
+    if isinstance(environment, ConversationEnvironment):
+        said = {"type": "array", "items": document.model("", Said)}
+        asked = {"type": "object", "properties": {"messages": said}, "required": ["messages"]}
+        turn = document.add(
+            "post",
+            f"/{name}/user_turn",
+            "What the simulated user says next",
+            _content("Its words, and whether they end the conversation.", document.model("", UserTurn)),
+            asked,
+        )
+        turn["parameters"] = [SESSION]
     document.add("get", f"/{name}/tools", "The tools' declarations", _content("In order.", DECLARATIONS))
     for tool in check_tools(name, environment.tools()).values():
         _add_tool(document, name, tool)
