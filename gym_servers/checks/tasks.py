@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import orjson
@@ -10,7 +11,7 @@ import orjson
 from gym_servers.checks.bench import Bench, Finding, found
 from gym_servers.checks.probes import turns
 from gym_servers.checks.rewards import distinct
-from gym_servers.environment import Split
+from gym_servers.environment import ConversationEnvironment, Split
 from gym_servers.openapi import gaps, openapi
 from gym_servers.protocol import OmnigymError, RowError
 from gym_servers.registry import about, environment_class, load_environment
@@ -69,6 +70,13 @@ def _row_problems(bench: Bench, row: dict[str, Any]) -> list[str]:
     return problems
 
 
+def _asked(bench: Bench, row: dict[str, Any]) -> list[str]:
+    """What makes a task another one: its prompt; where a user tells what it wants only in the conversation, the whole row."""
+    if isinstance(bench.environment, ConversationEnvironment):
+        return [json.dumps({key: value for key, value in row.items() if key != "task_id"}, sort_keys=True)]
+    return turns(row)
+
+
 async def check_tasks(bench: Bench, train: Rows, heldout: Rows, seed: int) -> list[Finding]:
     """Generated rows are valid and varied; the same again, here and elsewhere; train and held-out share no prompt."""
     problems = [
@@ -77,7 +85,7 @@ async def check_tasks(bench: Bench, train: Rows, heldout: Rows, seed: int) -> li
         for k, row in enumerate(rows)
         for problem in _row_problems(bench, row)
     ]
-    prompts = [turns(row) for row in train]
+    prompts = [_asked(bench, row) for row in train]
     if distinct(prompts) < DISTINCT_SHARE * len(train):
         problems.append(f"only {distinct(prompts)} different prompts in {len(train)} tasks")
     levels = sorted(
@@ -97,7 +105,7 @@ async def check_tasks(bench: Bench, train: Rows, heldout: Rows, seed: int) -> li
             unstable.append(f"{split}: another process makes other tasks of the same seed")
     if list(bench.environment.generate(few, seed + 1, "train")) == train[:few]:
         unstable.append("another seed makes the same tasks")
-    shared = {str(p) for p in prompts} & {str(turns(row)) for row in heldout}
+    shared = {str(p) for p in prompts} & {str(_asked(bench, row)) for row in heldout}
     disjoint = [f"a prompt of both: {sorted(shared)[0][-200:]}"] if shared else []
     return [
         valid,
