@@ -20,7 +20,8 @@ from gym_servers.checks.rewards import (
     read_cases,
 )
 from gym_servers.checks.tasks import Rows, check_files, check_openapi, check_tasks, rows_of
-from gym_servers.environment import Split, opened
+from gym_servers.checks.users import check_user
+from gym_servers.environment import ConversationEnvironment, Split, opened
 from gym_servers.protocol import OmnigymError
 from gym_servers.registry import load_environment
 from gym_servers.workers import WorkerPool
@@ -66,6 +67,8 @@ async def _checks(bench: Bench, other: WorkerPool, n: int, seed: int) -> Any:
     yield await check_gold(bench, tasks + _tasks(bench, heldout, "heldout"))
     for finding in await check_probes(bench, tasks):
         yield finding
+    if isinstance(bench.environment, ConversationEnvironment):
+        yield await check_user(bench, tasks)
     yield await check_rows(bench, tasks)
     yield await check_outputs(bench, tasks)
     cases = read_cases(bench)

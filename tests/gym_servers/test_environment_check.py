@@ -36,7 +36,7 @@ CHECKS = [
 def test_what_is_installed_passes(name: str) -> None:
     # Half of the usual limit: cases that run into it, again and again in fresh workers, are most of the time.
     findings = asyncio.run(check_environment(name, tasks=8, overrides={"verify_cpu_seconds": 1.0}))
-    assert [finding.check for finding in findings] == CHECKS
+    assert [finding.check for finding in findings if finding.check != "simulated user"] == CHECKS
     assert [finding for finding in findings if finding.result == "wrong"] == []
 
 
@@ -78,6 +78,8 @@ SPOILT: list[tuple[str, str, str, str, str, str]] = [
     ("tools", "verifier.py", "0.0 if wrong else 1.0", "0.0 if len(wrong) > 1 else 1.0", "probes: hacks", "'nothing' earns the full reward"),
     ("tools", "tools.py", '"""Order more of an item; they are in stock at once."""', "", "OpenAPI", "no summary"),
     ("tools", "tools.py", "state.stock[item] += quantity", "state.stock[item] = quantity", "gold answers", "in a session"),
+    ("conversation", "user.py", "self.opening.format(item=self.item)", "''", "simulated user", "turn 1: neither words nor the end"),
+    ("conversation", "user.py", '"?" in said[-1].content', 'said[-1].content[0] == "?"', "simulated user", "IndexError"),
     ("tools", "generator.py", '"tools": [tool.declaration() for tool in TOOLS],', "", "tasks", "'responses_create_params.tools' is empty"),
 ]  # fmt: skip
 
@@ -173,3 +175,54 @@ def test_what_needs_a_judge_that_is_not_there_is_skipped_by_name_and_with_one_th
     given = {"judge_url": "http://127.0.0.1:9/v1/responses"}
     found = {f.check: f for f in asyncio.run(check_environment("judged", tasks=8, workers=1, overrides=given))}
     assert found["gold answers"].result == "wrong"
+
+
+GROUPED = """
+from gym_servers.environment import GroupEnvironment, Row
+from gym_servers.protocol import Verdict, final_text
+
+
+class GroupedRow(Row):
+    answer: str
+
+
+class Grouped(GroupEnvironment):
+    name = "grouped"
+    row_type = GroupedRow
+
+    def verify_group(self, row, rollouts):
+        texts = [final_text(rollout.output) for rollout in rollouts]
+        best = max(len(text) for text in texts)
+        return [Verdict(reward=float(RIGHT), explanation="...") for text in texts]
+
+    def gold(self, row):
+        return [{"type": "message", "role": "assistant", "content": row.answer}]
+
+    def generate(self, n, seed, split):
+        for k in range(n):
+            turns = [{"role": "user", "content": f"{split} {seed} {k}"}]
+            row = {"responses_create_params": {"input": turns}, "answer": f"right {split} {k}", "difficulty": k / n}
+            yield {**row, "agent_ref": {"name": "grouped"}}
+"""
+
+
+@pytest.mark.parametrize(("right", "result"), [("text == row.answer", "ok"), ("len(text) == best", "wrong")])
+def test_probes_of_a_group_environment_are_compared_with_the_gold_answer(
+    right: str, result: str, tmp_path: Path
+) -> None:
+    name = f"grouped_{result}"
+    folder = tmp_path / name
+    (folder / name).mkdir(parents=True)
+    (folder / name / "__init__.py").write_text(GROUPED.replace("RIGHT", right).replace('"grouped"', f'"{name}"'))
+    (folder / "pyproject.toml").write_text(
+        f'[project.entry-points."omnigym.environments"]\n{name} = "{name}:Grouped"\n'
+    )
+    answers = [{"response": {"output": [{"type": "message", "content": text}]}} for text in ("right", "no")]
+    request = {"task": {"answer": "right"}, "rollouts": answers}
+    case = {"id": "a", "request": request, "expected": {"rewards": [1.0, 0.0]}}
+    malformed = {"id": "b", "request": {**request, "task": {}}, "expected": {"error": "field 'answer'"}}
+    (folder / name / "cases.jsonl").write_text("".join(json.dumps(one) + "\n" for one in (case, malformed)))
+    registry.add_folder(folder)
+    found = {f.check: f for f in asyncio.run(check_environment(name, tasks=8, workers=1))}
+    assert found["gold answers"].result == "ok" and found["cases"].result == "ok", found
+    assert found["probes: hacks"].result == result, found["probes: hacks"]
