@@ -108,6 +108,7 @@ def fuzz(server: str, examples: int, tools: bool) -> Counter[tuple[str, int]]:
 
         @settings(
             max_examples=examples if body else 1,
+            deadline=None,
             database=None,
             derandomize=True,
             suppress_health_check=list(HealthCheck),
