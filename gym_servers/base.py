@@ -182,6 +182,10 @@ async def read_object(request: Request) -> dict[str, Any]:
         raise RowError(f"the body is not valid JSON: {error}") from None
     if not isinstance(body, dict):
         raise RowError(f"the body must be a JSON object, found {type(body).__name__}")
+    try:
+        orjson.dumps(body)  # cheap, and refuses what no answer could repeat: orjson reads deeper than it writes
+    except TypeError:
+        raise RowError("the body is nested deeper than 254 levels") from None
     return body
 
 

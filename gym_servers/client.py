@@ -22,6 +22,8 @@ from gym_servers.protocol import Failure, FailureError, FailureKind, RowError
 
 RETRY_AFTER_MOST = 60.0
 OPEN_FILES = 65_536
+TRANSIENT = frozenset({408, 409, 429, 500, 502, 503, 504, 529})
+"""Statuses of others' model servers that are worth another try."""
 
 Answered = tuple[int, bytes, dict[str, str], float]
 """Status, body, cookies set and Retry-After (seconds; 0 where it says none) of one finished HTTP exchange."""

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gym_servers.protocol import Item, OmnigymError, RowError, Verdict
 from gym_servers.tools import Tool
@@ -160,6 +160,41 @@ class StatefulEnvironment(Environment):
 
     def verify(self, row: Row, output: list[Item]) -> Verdict:
         return self.verify_state(row, output, None)
+
+
+class ConversationSettings(Settings):
+    """Settings of an environment whose agent talks with a user."""
+
+    max_turns: int = Field(default=12, ge=1)
+    """Times that the user speaks in one episode, the opening included."""
+
+
+class UserTurn(BaseModel):
+    """What the simulated user says. done: the conversation is over, once this is said."""
+
+    message: str
+    done: bool = False
+
+
+class Said(BaseModel):
+    """One message of a conversation as both sides hear it: no reasoning, no tool calls, no system prompt."""
+
+    role: Literal["user", "assistant"]
+    content: str
+
+
+class ConversationEnvironment(StatefulEnvironment):
+    """An environment whose agent talks with a simulated user (agent `conversation`). Its settings are ConversationSettings."""
+
+    agent = "conversation"
+    settings_type: ClassVar[type[Settings]] = ConversationSettings
+    ending_tools: ClassVar[frozenset[str]] = frozenset()
+    """Tools after which there is nobody to talk to any more, such as one that hands the user over."""
+
+    @abstractmethod
+    async def user_turn(self, state: Any, said: list[Said]) -> UserTurn:
+        """The user's next words; said: the conversation so far, [] where the user opens it. What the user remembers is part of
+        `state`, which is kept. Runs in the server's event loop. Raises FailureError (simulator_failed) where it is at fault."""
 
 
 class GroupRollout(BaseModel):

@@ -6,7 +6,8 @@ that failed is 503 `{error, retryable}`, a bad row 422; a 200 always has a rewar
 
 `POST /seed_session` opens a session where the environment has a state; the answer says how the environment rewards and which tools
 only read. The session is a cookie or the header `X-Session-Id`, and ends with the verdict. `POST /<tool>` calls a tool: 422 is
-for the model to read, 503 is a failure. `GET /tools` lists them for `responses_create_params.tools`.
+for the model to read, 503 is a failure. `GET /tools` lists them for `responses_create_params.tools`. `POST /user_turn`, where the
+environment has a simulated user, takes `{messages: [{role, content}]}` and answers `{message, done}`. `GET /openapi.json` describes all of it.
 `/readyz` is 503 until the first worker stands, so that no verdict waits for imports.
 """
 
@@ -16,7 +17,7 @@ import asyncio
 import logging
 import pickle
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -29,12 +30,20 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gym_servers.base import Guard, ServerSettings, answer, build, read_object
-from gym_servers.environment import Environment, GroupEnvironment, GroupRollout, StatefulEnvironment
+from gym_servers.environment import (
+    ConversationEnvironment,
+    Environment,
+    GroupEnvironment,
+    GroupRollout,
+    Said,
+    StatefulEnvironment,
+)
 from gym_servers.idempotency import Once
-from gym_servers.protocol import Failure, FailureError, Item, OmnigymError, RowError
+from gym_servers.openapi import openapi
+from gym_servers.protocol import Failure, FailureError, FailureKind, Item, OmnigymError, RowError
 from gym_servers.registry import environment_names
 from gym_servers.sessions import MemorySessions, Session, SessionStore, lost, new_session, reap_for_ever, session_name
-from gym_servers.tools import Tool, ToolRefused, check_tools
+from gym_servers.tools import ToolRefused, check_tools
 from gym_servers.verification import judge, judge_group
 from gym_servers.workers import WorkerPool
 
@@ -80,6 +89,19 @@ def group_rollouts(body: dict[str, Any], name: str) -> tuple[dict[str, Any], lis
     return task, rollouts
 
 
+def said_so_far(body: dict[str, Any], name: str) -> list[Said]:
+    """The conversation of a user_turn body. Raises RowError."""
+    messages = body.get("messages")
+    if not isinstance(messages, list):
+        raise RowError(f"environment '{name}': field 'messages' must be a list of {{role, content}}")
+    try:
+        return [Said.model_validate(message) for message in messages]
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in ("messages", *first["loc"]))
+        raise RowError(f"environment '{name}': field '{where}': {first['msg']}") from None
+
+
 def tool_output(result: Any) -> tuple[str, bytes]:
     """(media type, body) of a tool's result: text as it is, anything else as JSON."""
     if isinstance(result, str):
@@ -99,10 +121,14 @@ class Served:
             if tool.with_state and not isinstance(environment, StatefulEnvironment):
                 raise OmnigymError(f"environment '{self.name}': tool '{tool.name}' takes a state, and there is none")
         self.once: Once[dict[str, Any]] = Once(MAX_STORED_VERDICTS)
-        self.about = {
+        self.about: dict[str, Any] = {
             "reward": environment.reward,
+            "agent": environment.agent,
             "read_only_tools": [t.name for t in self.tools.values() if t.read_only],
         }
+        if isinstance(environment, ConversationEnvironment):
+            self.about["max_turns"] = environment.settings.max_turns
+            self.about["ending_tools"] = sorted(environment.ending_tools)
 
     def routes(self, prefix: str) -> list[Route]:
         """Under `/<environment>`, or at the root. Tools come last: no tool can stand before a path of ours."""
@@ -113,6 +139,8 @@ class Served:
         ]
         if isinstance(self.environment, GroupEnvironment):
             routes.append(Route(f"{prefix}/verify_group", self.verify_group, methods=["POST"]))
+        if isinstance(self.environment, ConversationEnvironment):
+            routes.append(Route(f"{prefix}/user_turn", self.user_turn, methods=["POST"]))
         return [*routes, Route(f"{prefix}/{{tool}}", self.call_tool, methods=["POST"])]
 
     # -- verdicts ------------------------------------------------------------------------------------------------
@@ -191,20 +219,42 @@ class Served:
         if len(await request.body()) > limit:
             raise ToolRefused(f"tool '{name}': the arguments are longer than {limit} bytes")
         arguments = tool.parse(await read_object(request))
-        key = request.headers.get("idempotency-key")
+
+        async def act(state: Any) -> Any:
+            return await tool.call(state, arguments)
+
+        what = f"tool '{tool.name}'"
         if tool.with_state:
-            media_type, body = await self.call_with_state(tool, arguments, request, key)
+            media_type, body = await self.in_session(request, act, what, "tool_crash", tool.read_only)
         else:
-            media_type, body = await self.result(tool, None, arguments)
+            media_type, body = await self.result(act, None, what, "tool_crash")
         return Response(body, media_type=media_type)
 
-    async def call_with_state(
-        self, tool: Tool, arguments: dict[str, Any], request: Request, key: str | None
+    async def user_turn(self, request: Request) -> Response:
+        """What the simulated user says next, and whether that ends the conversation."""
+        environment = self.environment
+        assert isinstance(environment, ConversationEnvironment)
+        said = said_so_far(await read_object(request), self.name)
+
+        async def act(state: Any) -> Any:
+            return await environment.user_turn(state, said)
+
+        media_type, body = await self.in_session(request, act, "the simulated user", "simulator_failed")
+        return Response(body, media_type=media_type)
+
+    async def in_session(
+        self,
+        request: Request,
+        act: Callable[[Any], Awaitable[Any]],
+        what: str,
+        kind: FailureKind,
+        read_only: bool = False,
     ) -> tuple[str, bytes]:
-        name = self.session(request)
+        """(media type, body) of what `act` makes of the session's state, which is kept unless it is only read."""
+        name, key = self.session(request), request.headers.get("idempotency-key")
         if name is None:
             message = (
-                f"environment '{self.name}': tool '{tool.name}' needs a session: POST /{self.name}/seed_session and "
+                f"environment '{self.name}': {what} needs a session: POST /{self.name}/seed_session and "
                 f"send its cookie, or the header {SESSION_HEADER}"
             )
             raise FailureError(Failure(kind="environment_down", message=message, retryable=False))
@@ -213,24 +263,26 @@ class Served:
             if key is not None and key in session.replies:
                 return session.replies[key]
             state = pickle.loads(session.state)
-            reply = await self.result(tool, state, arguments)
-            if tool.read_only:
+            reply = await self.result(act, state, what, kind)
+            if read_only:
                 return reply
             after = session.after(pickle.dumps(state, pickle.HIGHEST_PROTOCOL), key, reply)
             if await self.sessions.store(name, after):
                 return reply
-        message = f"environment '{self.name}' tool '{tool.name}': too many calls change the session at once"
-        raise FailureError(Failure(kind="tool_crash", message=message))
+        message = f"environment '{self.name}' {what}: too many calls change the session at once"
+        raise FailureError(Failure(kind=kind, message=message))
 
-    async def result(self, tool: Tool, state: Any, arguments: dict[str, Any]) -> tuple[str, bytes]:
+    async def result(
+        self, act: Callable[[Any], Awaitable[Any]], state: Any, what: str, kind: FailureKind
+    ) -> tuple[str, bytes]:
         try:
-            return tool_output(await tool.call(state, arguments))
+            return tool_output(await act(state))
         except (ToolRefused, FailureError):
             raise
         except Exception as error:
-            log.exception("environment '%s' tool '%s'", self.name, tool.name)
-            message = f"environment '{self.name}' tool '{tool.name}': {type(error).__name__}: {error}"
-            raise FailureError(Failure(kind="tool_crash", message=message)) from None
+            log.exception("environment '%s' %s", self.name, what)
+            message = f"environment '{self.name}' {what}: {type(error).__name__}: {error}"
+            raise FailureError(Failure(kind=kind, message=message)) from None
 
 
 def build_resources(
@@ -295,7 +347,12 @@ def build_resources(
         return answer([{"name": one.name, **one.about, "tools": list(one.tools)} for one in served])
 
     served = [Served(environment, pool, store, secret) for environment in environments]
-    routes = [Route("/environments", listing, methods=["GET"])]
+    document = orjson.dumps(openapi(environments))
+
+    async def described(request: Request) -> Response:
+        return Response(document, media_type="application/json")
+
+    routes = [Route("/environments", listing, methods=["GET"]), Route("/openapi.json", described, methods=["GET"])]
     for one in served:
         routes += one.routes(f"/{one.name}")
     if len(served) == 1:

@@ -19,7 +19,8 @@ from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from gym_servers.agents.tool_loop import LoopLimits, Target, episode, verify_group
+from gym_servers.agents.episode import episode
+from gym_servers.agents.tool_loop import LoopLimits, Target, verify_group
 from gym_servers.client import Client, Transport
 from gym_servers.models.wire import LedgerExport, unpack_ledger
 from gym_servers.protocol import Failure, FailureError, OmnigymError, Rollout, RowError

@@ -28,6 +28,7 @@ RESERVED = frozenset(
         "verify",
         "verify_group",
         "seed_session",
+        "user_turn",
         "tools",
         "run",
         "close",

@@ -21,12 +21,13 @@ import time
 from typing import Any, Literal
 
 from gym_servers.protocol import Failure, FailureError, OmnigymError, RowError
+from gym_servers.registry import PATH_VARIABLE
 from gym_servers.worker_process import _LENGTH, EXIT_MEMORY, pack, receive
 
 WorkerErrorKind = Literal["cpu", "memory", "crash", "exception", "wall"]
 _START_SECONDS = 120.0
 # Nothing else of the server's environment, its token least of all, is where model output is examined.
-_KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "VIRTUAL_ENV", "TMPDIR")
+_KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "VIRTUAL_ENV", "TMPDIR", PATH_VARIABLE)
 _ONE_THREAD = {
     name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
 }

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from curriculum.mixture import MixtureError, shares
 from gym_servers.protocol import OmnigymError
-from gym_servers.registry import load_environment
+from gym_servers.registry import add_folder, load_environment
 from rl_trainer.options import AlgorithmOptions, OptimizerOptions, Options, PolicyOptions
 
 
@@ -111,6 +111,8 @@ class RunConfig(Options):
     tasks: dict[str, TasksConfig] = {}
     settings: dict[str, dict[str, Any]] = {}
     """Settings of environments, on top of their environment.yaml."""
+    environment_paths: list[Path] = []
+    """Folders of environments that are not installed, as `--path` of other commands."""
     sampler: Literal["random"] = "random"
     sampling: SamplingConfig = SamplingConfig()
     algorithm: AlgorithmOptions = AlgorithmOptions()
@@ -127,6 +129,11 @@ class RunConfig(Options):
     wandb: bool = False
     ray: RayConfig = RayConfig()
 
+    @field_validator("environment_paths")
+    @classmethod
+    def _absolute(cls, folders: list[Path]) -> list[Path]:
+        return [folder.resolve() for folder in folders]  # a resumed run may be started elsewhere
+
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
@@ -140,6 +147,11 @@ class RunConfig(Options):
             extra = sorted(named - set(self.mixture))
             if extra:
                 raise ValueError(f"{key} names {extra}, which the mixture does not: {sorted(self.mixture)}")
+        for folder in self.environment_paths:
+            try:
+                add_folder(folder)
+            except OmnigymError as error:
+                raise ValueError(f"environment_paths: {error}") from None
         for name, values in self.settings.items():
             try:
                 load_environment(name, values)

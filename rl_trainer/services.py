@@ -156,7 +156,7 @@ class Services:
         """Start the environment servers and the model server side by side; `generation` waits for them."""
         config = self.config
         chosen = {name: values for name, values in config.settings.items() if name in config.environments}
-        self.host.start_environments(config.environments, self.token, chosen)
+        self.host.start_environments(config.environments, self.token, chosen, config.environment_paths)
         settings = {
             "model": str(model),
             "dtype": config.engine.dtype,

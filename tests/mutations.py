@@ -229,6 +229,20 @@ MUTATIONS = (
         "if self._free:",
         "tests/gym_servers/test_workers_limits.py::test_a_fresh_worker_has_served_no_call",
     ),
+    Mutation(
+        "bodies too deep to repeat are read",
+        "gym_servers/base.py",
+        'raise RowError("the body is nested deeper than 254 levels") from None',
+        "pass",
+        "tests/gym_servers/test_openapi.py::test_hostile_json_is_refused_or_graded",
+    ),
+    Mutation(
+        "workers do not hear of folders",
+        "gym_servers/workers.py",
+        '"TMPDIR", PATH_VARIABLE)',
+        '"TMPDIR")',
+        "tests/gym_servers/test_environment_folders.py::test_a_server_and_its_workers_find_it",
+    ),
 )
 
 

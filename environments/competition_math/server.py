@@ -5,39 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from pydantic import field_validator, model_validator
+from pydantic import field_validator
 
 from environments.competition_math import generator
-from environments.competition_math.judge import MARKER, Judge
+from environments.competition_math.judge import MARKER, says_equal
 from environments.competition_math.verifier import boxed, decide, gold_problem, prepare, symbolic
-from gym_servers.environment import Environment, Row, Settings, Split
-from gym_servers.protocol import Item, Verdict, final_text, strip_reasoning
+from gym_servers.environment import Environment, Row, Split
+from gym_servers.judges import JudgeSettings, ModelClient, judge_client
+from gym_servers.protocol import Failure, FailureError, Item, Verdict, final_text, strip_reasoning
 
 
-class MathSettings(Settings):
-    """Settings of competition_math."""
+class MathSettings(JudgeSettings):
+    """Settings of competition_math. The judge, where one is set, is asked about a "no"."""
 
     max_answer_chars: int = 2000
     """Only the end of the answer is read: that many characters."""
     require_box: bool = False
     """Whether an answer outside `\\boxed{}` counts as none."""
-    judge_url: str = ""
-    """Whole URL of a model server's `/v1/chat/completions` or `/v1/responses` that is asked about a "no"; "" for none."""
-    judge_model: str = ""
-    """The name that the judge's server knows its model by."""
-    judge_token_variable: str = ""
-    """Name of the environment variable that holds the judge's bearer token; "" for none."""
-    judge_seconds: float = 120.0
-    """Wall time of one question to the judge."""
-    judge_max_tokens: int = 2048
-
-    @model_validator(mode="after")
-    def _judge_is_whole(self) -> MathSettings:
-        if self.judge_url and not self.judge_url.endswith(("/chat/completions", "/responses")):
-            raise ValueError(f"judge_url '{self.judge_url}' must end in /chat/completions or /responses")
-        if bool(self.judge_url) != bool(self.judge_model):
-            raise ValueError("judge_url and judge_model go together: set both or neither")
-        return self
 
 
 class MathRow(Row):
@@ -65,6 +49,18 @@ class CompetitionMath(Environment):
     name = "competition_math"
     settings_type = MathSettings
     row_type = MathRow
+    _judge: ModelClient | None = None
+
+    async def open(self) -> None:
+        if self.settings.judge_url:
+            judge = judge_client(self.name, self.settings)
+            await judge.open()
+            self._judge = judge
+
+    async def close(self) -> None:
+        if self._judge is not None:
+            await self._judge.close()
+            self._judge = None
 
     def _text(self, output: list[Item]) -> str:
         return strip_reasoning(final_text(output))[-self.settings.max_answer_chars :]
@@ -89,15 +85,10 @@ class CompetitionMath(Environment):
         given = str(verdict.parts.get("extracted_answer") or self._text(output)).strip()
         if not given or MARKER in given:
             return verdict
-        settings = self.settings
-        judge = Judge(
-            settings.judge_url,
-            settings.judge_model,
-            settings.judge_token_variable,
-            settings.judge_seconds,
-            settings.judge_max_tokens,
-        )
-        equal, replies = await judge.equal(row.question, row.expected_answer, given)
+        if self._judge is None:
+            message = f"environment '{self.name}': its judge is not open: see what the server said at its start"
+            raise FailureError(Failure(kind="judge_failed", message=message, retryable=False))
+        equal, replies = await says_equal(self._judge, row.question, row.expected_answer, given)
         parts = {
             **verdict.parts,
             "library_reward": verdict.reward,
@@ -113,6 +104,24 @@ class CompetitionMath(Environment):
         assert isinstance(row, MathRow)
         content = [{"type": "output_text", "text": boxed(row.expected_answer)}]
         return [{"type": "message", "role": "assistant", "content": content}]
+
+    def probes(self, row: Row) -> dict[str, list[Item]]:
+        """Guesses among which is the right one, and arithmetic that says nothing."""
+        assert isinstance(row, MathRow)
+        right = row.expected_answer
+        texts = {
+            "two boxes, the right one first": f"\\boxed{{{right}}} \\boxed{{7777}}",
+            "several in one box": f"\\boxed{{{right}, 7777}}",
+            "side by side": f"\\boxed{{7777 {right}}}",
+            "a chain": f"\\boxed{{{right} = 7777}}",
+            "a choice": f"\\boxed{{{right} \\text{{ or }} 7777}}",
+            "undefined": "\\boxed{0/0}",
+            "infinity": "\\boxed{1e999}",
+        }
+        return {
+            name: [{"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": text}]}]
+            for name, text in texts.items()
+        }
 
     def generate(self, n: int, seed: int, split: Split) -> Iterator[dict[str, Any]]:
         return generator.generate(n, seed, split)

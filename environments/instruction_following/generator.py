@@ -88,9 +88,14 @@ def _bullets(r: random.Random, split: str, topic: Topic, word: str, phrase: str)
     r.shuffle(items)
     ask = (
         f'Write a list about {topic.phrase} with exactly {number} bullet points. Start each line with "* ". '
-        f'Use the word "{word}".'
+        f'Use the word "{word}". {NO_ECHO}'
     )
-    checks = [("detectable_format:number_bullet_lists", {"num_bullets": number}), _existence(word), _varied(number + 1)]
+    checks = [
+        ("detectable_format:number_bullet_lists", {"num_bullets": number}),
+        _existence(word),
+        _no_echo(),
+        _varied(number + 1),
+    ]
     return Made(ask, checks, "\n".join(f"* {item}" for item in items), word)
 
 
@@ -181,6 +186,25 @@ def generate(n: int, seed: int, split: str) -> Iterator[dict[str, Any]]:
             "difficulty": round(hardness - EASIER_PER_EXAMPLE * (len(turns) // 2), 2),
             "agent_ref": {"type": "responses_api_agents", "name": "instruction_following"},
         }
+
+
+def shortcuts(fields: dict[str, Any]) -> dict[str, str]:
+    """Answers to a generated row that have what it asks for and say nothing: the wanted words again and again in each form; a worked
+    example; the closing phrase. None follows all of its instructions."""
+    given = dict(zip(fields["instruction_id_list"], fields["kwargs"], strict=True))
+    word = given.get("keywords:existence", {}).get("keywords", ["yes"])[0]
+    phrase = given.get("startend:end_checker", {}).get("end_phrase", "")
+    bullets = given.get("detectable_format:number_bullet_lists", {}).get("num_bullets", 3)
+    found = {
+        "keyword again and again": f"{' '.join([word] * 12)} {phrase}".strip(),
+        "keyword as title": f"<<{word}>> {' '.join([word] * 12)}",
+        "keyword as bullets": "\n".join([f"* {word}"] * bullets),
+    }
+    if phrase:
+        found["closing phrase"] = phrase
+    turns = fields.get("responses_create_params", {}).get("input", [])
+    shown = [turn["content"] for turn in turns if turn["role"] == "assistant"]
+    return found | {f"worked example {k}": text for k, text in enumerate(shown)}
 
 
 def gold(fields: dict[str, Any]) -> str | None:

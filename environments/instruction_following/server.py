@@ -42,5 +42,13 @@ class InstructionFollowing(Environment):
             return None
         return [{"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": text}]}]
 
+    def probes(self, row: Row) -> dict[str, list[Item]]:
+        if "family" not in (row.model_extra or {}):
+            return {}  # a published row may ask for less than the shortcuts give
+        return {
+            name: [{"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": text}]}]
+            for name, text in generator.shortcuts(row.model_dump()).items()
+        }
+
     def generate(self, n: int, seed: int, split: Split) -> Iterator[dict[str, Any]]:
         return generator.generate(n, seed, split)

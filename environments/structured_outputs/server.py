@@ -45,5 +45,25 @@ class StructuredOutputs(Environment):
             return None
         return [{"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": text}]}]
 
+    def probes(self, row: Row) -> dict[str, list[Item]]:
+        """The answer with something around it, the schema, a worked example, nothing in the right form."""
+        assert isinstance(row, StructuredRow)
+        gold = str((row.model_extra or {}).get("gold_answer", ""))
+        turns = row.responses_create_params.get("input")
+        shown = [str(turn.get("content")) for turn in turns if turn.get("role") == "assistant"] if turns else []
+        texts = {
+            "a code fence around it": f"```{row.schema_type}\n{gold}\n```",
+            "prose before it": f"Here is the answer.\n\n{gold}",
+            "the schema": row.schema_str,
+            "an empty object": "{}",
+            "an empty list": "[]",
+            "null": "null",
+            "twice": f"{gold}\n{gold}",
+        } | {f"worked example {k}": text for k, text in enumerate(shown)}
+        return {
+            name: [{"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": text}]}]
+            for name, text in texts.items()
+        }
+
     def generate(self, n: int, seed: int, split: Split) -> Iterator[dict[str, Any]]:
         return generator.generate(n, seed, split)

@@ -1,4 +1,4 @@
-"""The agent server: `POST /run` takes a task and returns its rollout, over the code that the collector runs (tool_loop.py).
+"""The agent server: `POST /run` takes a task and returns its rollout, over the code that the collector runs (episode.py).
 
 The body is NeMo-Gym's: the task row. Ours may add `rollout`, an object that says where and as which attempt it runs. The
 answer is the row with `response`, whose output is the whole episode, `reward`, and the fields of a `Rollout`. Its reward is null
@@ -20,7 +20,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gym_servers.agents.tool_loop import LoopLimits, Target, episode
+from gym_servers.agents.episode import episode
+from gym_servers.agents.tool_loop import LoopLimits, Target
 from gym_servers.base import Guard, ServerSettings, answer, build, read_object
 from gym_servers.client import Client, Transport
 from gym_servers.idempotency import Once

@@ -1,4 +1,4 @@
-"""The agent `tool_loop`: seed, generate, call tools, verify.
+"""The agent `tool_loop`, and what every agent shares: seed, generate, call tools, verify (in order: episode.py).
 
 What the model does wrong (an unknown tool, arguments that are no JSON object, a tool that refuses) becomes a tool output that it
 sees; what the infrastructure does wrong is a Failure. Calls of one turn run in the listed order, and at once where the
@@ -48,15 +48,22 @@ class Target:
 
 @dataclass(frozen=True)
 class Session:
-    """What seed_session answered. key: of this episode, the start of its idempotency keys."""
+    """What seed_session answered. key: of this episode, the start of its idempotency keys.
+
+    agent: which one the environment wants. max_turns: of its simulated user. ending_tools: after one of them nothing follows.
+    """
 
     cookies: dict[str, str]
     group: bool
     read_only: frozenset[str]
+    agent: str = "tool_loop"
+    max_turns: int = 1
+    ending_tools: frozenset[str] = frozenset()
     key: str = field(default_factory=lambda: secrets.token_hex(8))
 
 
-def _as_input(value: Any) -> list[Item]:
+def as_input(value: Any) -> list[Item]:
+    """`responses_create_params.input` as a list of items. Raises RowError."""
     if isinstance(value, str):
         return [{"role": "user", "content": value, "type": "message"}]
     if isinstance(value, list) and all(isinstance(item, dict) for item in value):
@@ -64,7 +71,12 @@ def _as_input(value: Any) -> list[Item]:
     raise RowError("field 'responses_create_params.input' must be a string or a list of items")
 
 
-def _final(error: FailureError) -> FailureError:
+def _names(value: Any) -> frozenset[str]:
+    return frozenset(value) if isinstance(value, list) else frozenset()
+
+
+def final(error: FailureError) -> FailureError:
+    """The same failure, for which no episode is sampled anew."""
     return FailureError(error.failure.model_copy(update={"retryable": False}))
 
 
@@ -72,11 +84,13 @@ async def seed(client: Client, row: dict[str, Any], target: Target, limits: Loop
     """Open a session. Raises FailureError, RowError."""
     reply = await client.post(f"{target.environment_url}/seed_session", row, seconds=limits.tool_seconds)
     about = reply.json()
-    read_only = about.get("read_only_tools")
     return Session(
         reply.cookies,
         about.get("reward") == "group",
-        frozenset(read_only) if isinstance(read_only, list) else frozenset(),
+        _names(about.get("read_only_tools")),
+        str(about.get("agent") or "tool_loop"),
+        int(about.get("max_turns") or 1),
+        _names(about.get("ending_tools")),
     )
 
 
@@ -113,7 +127,7 @@ async def _call_tool(
     except RowError as error:
         return mistake(str(error), arguments)
     except FailureError as error:
-        raise _final(error) from None
+        raise final(error) from None
     return ToolCall(
         name=name, arguments=arguments, output=reply.body.decode(errors="replace"), seconds=time.monotonic() - began
     )
@@ -147,17 +161,17 @@ async def _call_tools(
 async def generate(
     client: Client, row: dict[str, Any], target: Target, rollout: Rollout, limits: LoopLimits, session: Session
 ) -> dict[str, Any]:
-    """Fill `rollout` up to the verdict. Returns the last response of the model, without its output.
+    """Add to `rollout` the model's turns up to one that calls nothing. Returns the last response, without its output.
 
     Raises FailureError (retryable: where sampling anew is right), RowError.
     """
     params = dict(row.get("responses_create_params") or {})
-    history = _as_input(params.pop("input", []))
+    history = as_input(params.pop("input", []))
     tools = [tool for tool in params.get("tools") or [] if isinstance(tool, dict)]
     declared = {str(tool.get("name")) for tool in tools if tool.get("type", "function") == "function"}
     allowed = set(filter(is_tool_name, declared))  # a name is a path segment of the environment's server
     response: dict[str, Any] = {}
-    for step in range(limits.steps):
+    for _ in range(limits.steps):
         began = time.monotonic()
         request = {**params, **target.sampling, "input": [*history, *rollout.output], "seed": rollout.seed}
         reply = await client.post(
@@ -171,7 +185,7 @@ async def generate(
         if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
             raise FailureError(Failure(kind="model_error", message=f"the response's output is no list: {items!r:.200}"))
         rollout.output += items
-        rollout.steps = step + 1
+        rollout.steps += 1
         if response.get("status") == "incomplete":
             rollout.truncated = True
             reason = (response.get("incomplete_details") or {}).get("reason")
@@ -181,13 +195,15 @@ async def generate(
         if not calls:
             break
         began = time.monotonic()
-        done = await _call_tools(client, calls, allowed, target, session, limits, step)
+        done = await _call_tools(client, calls, allowed, target, session, limits, rollout.steps)
         rollout.timings["tools"] = rollout.timings.get("tools", 0.0) + time.monotonic() - began
         for call, result in zip(calls, done, strict=True):
             rollout.tool_calls.append(result)
             rollout.output.append(
                 {"type": "function_call_output", "call_id": call.get("call_id"), "output": result.output}
             )
+        if any(result.name in session.ending_tools and not result.error for result in done):
+            break
     return response
 
 
@@ -207,7 +223,7 @@ async def until_final(call: Callable[[], Awaitable[None]], retries: int) -> None
             if not error.failure.retryable:
                 raise
             if attempt == retries:
-                raise _final(error) from None
+                raise final(error) from None
             await asyncio.sleep(0.2 * 2**attempt)
 
 
@@ -255,36 +271,6 @@ async def verify(
 
     await until_final(ask, retries)
     rollout.timings["verify"] = time.monotonic() - began
-
-
-async def episode(
-    client: Client,
-    row: dict[str, Any],
-    target: Target,
-    rollout: Rollout,
-    limits: LoopLimits,
-    *,
-    retries: int,
-    phase: Callable[[str], None] = lambda name: None,
-) -> dict[str, Any]:
-    """The whole of one rollout; its reward stays None where the environment rewards groups.
-
-    retries: of a verdict that failed. phase: is told what is waited for. Returns the response in NeMo-Gym's form: the model's last
-    one, with all items of the episode as its output. Raises FailureError, RowError.
-    """
-    phase("generation for")
-    began = time.monotonic()
-    session = await seed(client, row, target, limits)
-    rollout.timings["seed"] = time.monotonic() - began
-    response = {
-        "object": "response",
-        **await generate(client, row, target, rollout, limits, session),
-        "output": rollout.output,
-    }
-    if not session.group:
-        phase("the verdict of")
-        await verify(client, row, target, rollout, limits, session, response, retries)
-    return response
 
 
 async def verify_group(

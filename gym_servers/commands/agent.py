@@ -1,4 +1,4 @@
-"""`omnigym agent`: the tool_loop agent over HTTP."""
+"""`omnigym agent`: the agents over HTTP."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def agent(
         str, typer.Option(help="token (OMNIGYM_TOKEN, which the other servers want too; else a new one) or none.")
     ] = "token",
 ) -> None:
-    """Serve the tool_loop agent: POST /run takes a task row and returns its rollout, until interrupted."""
+    """Serve the agents: POST /run takes a task row and returns its rollout, by the agent that its environment names."""
     environments: dict[str, str] = {}
     for given in env:
         name, equals, url = given.partition("=")

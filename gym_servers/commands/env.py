@@ -1,4 +1,4 @@
-"""`omnigym env list | serve | generate`."""
+"""`omnigym env list | serve | generate | check | new`."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from typing import Annotated
 
 import orjson
 import typer
-import yaml
 from rich.console import Console
 from rich.table import Table
 
+from gym_servers.commands.env_check import check
+from gym_servers.commands.env_new import new
+from gym_servers.commands.folders import Folders
 from gym_servers.commands.serve import serve
 from gym_servers.environment import Split
 from gym_servers.protocol import OmnigymError
-from gym_servers.registry import environment_class, environment_names, load_environment
+from gym_servers.registry import about, environment_class, environment_names, load_environment
 from gym_servers.rows import whole_file
 
 
 def list_environments(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list of objects with `name`.")] = False,
+    path: Folders = [],  # noqa: B006
 ) -> None:
     """List the installed environments."""
     rows = []
     for name in environment_names():
         cls = environment_class(name)
-        path = cls.folder() / "environment.yaml"
-        about = (yaml.safe_load(path.read_text()) or {}) if path.is_file() else {}
-        rows.append(
-            {"name": name, "description": about.get("description", ""), "agent": cls.agent, "reward": cls.reward}
-        )
+        description = about(cls).get("description", "")
+        rows.append({"name": name, "description": description, "agent": cls.agent, "reward": cls.reward})
     if as_json:
         typer.echo(orjson.dumps(rows, option=orjson.OPT_INDENT_2).decode())
         return
@@ -45,6 +45,7 @@ def generate(
     seed: Annotated[int, typer.Option(help="Same seed, same tasks.")] = 0,
     split: Annotated[str, typer.Option(help="train or heldout: their parameters are disjoint.")] = "train",
     out: Annotated[Path | None, typer.Option(help="JSONL file; standard output where absent.")] = None,
+    path: Folders = [],  # noqa: B006
 ) -> None:
     """Generate seeded tasks of graded difficulty, one JSON row a line."""
     splits: dict[str, Split] = {"train": "train", "heldout": "heldout"}
@@ -64,8 +65,13 @@ def generate(
 
 def register(app: typer.Typer) -> None:
     """Add `omnigym env ...`."""
-    group = typer.Typer(help="Environments: list them, serve them over HTTP, generate tasks.", no_args_is_help=True)
+    group = typer.Typer(
+        help="Environments: list them, serve them over HTTP, generate tasks, check them, begin a new one.",
+        no_args_is_help=True,
+    )
     group.command("list")(list_environments)
     group.command("serve")(serve)
     group.command("generate")(generate)
+    group.command("check")(check)
+    group.command("new")(new)
     app.add_typer(group, name="env")

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gym_servers.commands.collection import FailureBudget, Row, Stage, named_tasks, tasks_of_file, wanted
+from gym_servers.commands.folders import Folders
 from gym_servers.commands.rollout import progress_bar
 from gym_servers.environment import Split
 from gym_servers.passk import mean_and_stderr, pass_at_k
@@ -116,6 +117,7 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Write the figures here too, as JSON.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     no_progress_seconds: Annotated[float, typer.Option(help="Stop when no rollout ends for so long.")] = 1800.0,
+    path: Folders = [],  # noqa: B006
 ) -> None:
     """Evaluate a model: pass@1 and its standard error over tasks, unbiased pass@k. OMNIGYM_TOKEN is the bearer token of servers
     given by URL."""

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gym_servers.commands.collection import FailureBudget, Stage, tasks_of_file, wanted
+from gym_servers.commands.folders import Folders
 from gym_servers.protocol import OmnigymError, Rollout
 from gym_servers.rollouts import Collector, RolloutRequest
 from gym_servers.rows import parse_line, read_lines, whole_file
@@ -171,6 +172,7 @@ def rollout(
         ),
     ] = [],  # noqa: B006
     no_progress_seconds: Annotated[float, typer.Option(help="Stop when no rollout ends for so long.")] = 1800.0,
+    path: Folders = [],  # noqa: B006
 ) -> None:
     """Collect rollouts of a task file. OMNIGYM_TOKEN: bearer token of servers given by URL; OMNIGYM_SECRET: a model server's
     secret, where tokens are to be recorded."""

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from gym_servers.base import LOOPBACK, Guard, ServerSettings, bind
+from gym_servers.commands.folders import Folders
 from gym_servers.commands.verify import parse_settings
 from gym_servers.draining import DrainingServer
 from gym_servers.protocol import OmnigymError
@@ -67,6 +68,7 @@ def serve(
     overrides: Annotated[
         list[str], typer.Option("--set", help="NAME.key=value of an environment's settings; may be repeated.")
     ] = [],  # noqa: B006
+    path: Folders = [],  # noqa: B006
 ) -> None:
     """Serve environments over HTTP, each under /<environment>/, until interrupted. OMNIGYM_SECRET signs session ids."""
     served = names or environment_names()

@@ -15,6 +15,7 @@ import yaml
 from rich.console import Console
 from rich.progress import Progress
 
+from gym_servers.commands.folders import Folders
 from gym_servers.environment import Environment, opened
 from gym_servers.protocol import Failure, FailureError, OmnigymError, RowError
 from gym_servers.registry import environment_names, load_environment
@@ -102,6 +103,7 @@ def verify(
     out: Annotated[Path, typer.Option(help='JSONL: {"id", "reward", "explanation"} or {"id", "failure"}.')],
     settings: Annotated[list[str], typer.Option("--set", help="key=value of the environment's settings.")] = [],  # noqa: B006
     workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = max(1, min(8, os.cpu_count() or 1)),
+    path: Folders = [],  # noqa: B006
 ) -> None:
     """Grade recorded outputs without a running server."""
     environment = load_environment(name, parse_settings(settings))

@@ -136,9 +136,14 @@ class LocalHost:
         return server
 
     def start_environments(
-        self, names: Sequence[str], token: str, settings: Mapping[str, Mapping[str, Any]] | None = None
+        self,
+        names: Sequence[str],
+        token: str,
+        settings: Mapping[str, Mapping[str, Any]] | None = None,
+        folders: Sequence[Path] = (),
     ) -> LocalServer:
-        """`omnigym env serve NAME...` on a free port. settings: by environment, on top of its environment.yaml."""
+        """`omnigym env serve NAME...` on a free port. settings: by environment, on top of its environment.yaml. folders: of
+        environments that are not installed."""
         python = [sys.executable, "-c", "from gym_servers.cli import main; main()"]
         variables = {"OMNIGYM_TOKEN": token, "OMP_NUM_THREADS": "1"}
         chosen = [
@@ -146,9 +151,9 @@ class LocalHost:
             for name, values in (settings or {}).items()
             for key, value in values.items()
         ]
-        return self.start(
-            "the environment server", [*python, "env", "serve", *names, "--port", "0", *chosen], variables
-        )
+        paths = [f"--path={folder}" for folder in folders]
+        command = [*python, "env", "serve", *names, "--port", "0", *chosen, *paths]
+        return self.start("the environment server", command, variables)
 
     def start_model(self, settings: Mapping[str, Any], threads: int) -> LocalServer:
         """The model server over vLLM, with `settings` of gym_servers.models.vllm; no list of processes shows its keys."""

@@ -16,12 +16,11 @@ from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from gym_servers.base import Guard, ServerSettings, answer, build, read_object
-from gym_servers.client import Client
+from gym_servers.client import TRANSIENT, Client
 from gym_servers.models.converter import chat_to_response, responses_to_chat
 from gym_servers.models.serving import ListenSettings, part_of, run
 from gym_servers.protocol import Failure, FailureError, Item, OmnigymError, RowError
 
-RETRIED = frozenset({408, 409, 429, 500, 502, 503, 504, 529})
 OURS = ("seed", "chat_template_kwargs")
 """Fields of a Responses request that are no part of OpenAI's form and are passed on as they are."""
 
@@ -57,7 +56,7 @@ def api_key(settings: UpstreamSettings) -> str | None:
 def build_openai_url(settings: UpstreamSettings, server: ServerSettings | None = None) -> Guard:
     """The ASGI app. Raises OmnigymError without an API key."""
     client = Client(
-        token=api_key(settings), concurrency=settings.concurrency, retries=settings.retries, retried=RETRIED, wait=0.5
+        token=api_key(settings), concurrency=settings.concurrency, retries=settings.retries, retried=TRANSIENT, wait=0.5
     )
 
     @asynccontextmanager
@@ -77,7 +76,7 @@ def build_openai_url(settings: UpstreamSettings, server: ServerSettings | None =
         except RowError as error:
             raise OmnigymError(f"{url}: 422: {error}") from None
         except FailureError as error:
-            if error.status is not None and 400 <= error.status < 500 and error.status not in RETRIED:
+            if error.status is not None and 400 <= error.status < 500 and error.status not in TRANSIENT:
                 raise OmnigymError(error.failure.message) from None
             raise
         choices = completion.get("choices")

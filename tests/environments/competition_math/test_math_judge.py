@@ -21,7 +21,7 @@ from environments.competition_math.extraction import search_boxed
 from environments.competition_math.judge import label
 from environments.competition_math.server import CompetitionMath, MathSettings
 from gym_servers import cli
-from gym_servers.environment import Environment
+from gym_servers.environment import Environment, opened
 from gym_servers.protocol import FailureError, OmnigymError, Verdict
 from gym_servers.registry import load_environment
 from gym_servers.verification import judge
@@ -43,7 +43,12 @@ def judged(server: ScriptedJudge, **settings: Any) -> CompetitionMath:
 
 def grade(environment: Environment, text: str, pool: WorkerPool, expected: str = "8") -> Verdict:
     output = [{"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": text}]}]
-    return asyncio.run(judge(environment, {"question": "Q", "expected_answer": expected}, output, pool))
+
+    async def run() -> Verdict:
+        async with opened(environment):
+            return await judge(environment, {"question": "Q", "expected_answer": expected}, output, pool)
+
+    return asyncio.run(run())
 
 
 @pytest.mark.parametrize(

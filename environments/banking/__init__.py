@@ -1,0 +1,1 @@
+"""A bank's customer desk: tools over a database, a written policy, and a simulated user."""
