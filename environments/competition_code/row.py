@@ -51,14 +51,17 @@ class UnitTests(BaseModel):
             if not any(text.strip() for text in self.outputs):
                 raise ValueError("every expected output is blank: a program that does nothing would pass")
             return self
+        values = []
         for number, (arguments, expected) in enumerate(zip(self.inputs, self.outputs, strict=True)):
             try:
                 for line in arguments.split("\n"):
                     if line.strip():
                         read_json(line)
-                read_json(expected)
+                values.append(read_json(expected))
             except ValueError as error:
                 raise ValueError(f"test {number} of function '{self.fn_name}' is not JSON: {error}") from None
+        if all(value is None for value in values):
+            raise ValueError("every expected value is null: a function that does nothing would pass")
         return self
 
 

@@ -28,7 +28,7 @@ _MAX_SHOWN = 60
 
 
 @dataclass(frozen=True)
-class TestResult:
+class Result:
     """How one test ended. difference: what was wrong, "" where it passed."""
 
     outcome: Outcome
@@ -139,7 +139,7 @@ def no_code(why: str) -> Verdict:
     return Verdict(reward=0.0, explanation=why, parts={"tests": [], "tests_passed": 0})
 
 
-def verdict(results: Sequence[TestResult], counted: int, total: int) -> Verdict:
+def verdict(results: Sequence[Result], counted: int, total: int) -> Verdict:
     """The verdict on a program. results: of the tests that ran, in order; counted: how many count; total: how many the row has."""
     tests = [result.outcome for result in results]
     passed = tests.count("passed")
