@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from environments.competition_math.server import CompetitionMath, MathSettings
+from environments.competition_math.server import CompetitionMath, MathRow, MathSettings
+from environments.competition_math.verifier import boxed
 from environments.math_with_python import generator
 from environments.math_with_python.tool import as_output, check_code
-from gym_servers.environment import Settings, Split
-from gym_servers.protocol import Failure, FailureError
+from gym_servers.environment import Row, Split
+from gym_servers.protocol import Failure, FailureError, Item
 from gym_servers.sandbox import Limits, Sandbox
 from gym_servers.tools import Tool
 
@@ -19,6 +21,10 @@ from gym_servers.tools import Tool
 class PythonMathSettings(MathSettings):
     """Settings of math_with_python: competition_math's and the tool's."""
 
+    max_answer_chars: int = 65536
+    """What a call of the tool may hold; longer ones are refused."""
+    graded_chars: int = Field(2000, ge=1, le=4000)
+    """Of the answer, the end is read: that many characters."""
     tool_cpu_seconds: float = Field(10.0, gt=0)
     """CPU time of one call of the tool. Load does not shorten it."""
     tool_wall_seconds: float = Field(60.0, gt=0)
@@ -36,11 +42,14 @@ class MathWithPython(CompetitionMath):
     """One question, a Python tool, one final answer in a box."""
 
     name = "math_with_python"
-    settings_type: ClassVar[type[Settings]] = PythonMathSettings
+    settings_type: ClassVar[type[MathSettings]] = PythonMathSettings
 
-    def __init__(self, settings: Settings | None = None) -> None:
+    def __init__(self, settings: PythonMathSettings | None = None) -> None:
         super().__init__(settings)
         self._sandbox: Sandbox | None = None
+
+    def _text(self, output: list[Item]) -> str:
+        return super()._text(output)[-self.settings.graded_chars :]
 
     async def open(self) -> None:
         self._sandbox = Sandbox(self.settings.servers, insecure=self.settings.insecure)
@@ -78,5 +87,21 @@ class MathWithPython(CompetitionMath):
     def tools(self) -> Sequence[Tool]:
         return (Tool.of(self.python, read_only=True),)
 
+    def probes(self, row: Row) -> dict[str, list[Item]]:
+        """Outputs in which only the tool gives the answer, or in which the answer is left to be computed."""
+        assert isinstance(row, MathRow)
+        program = f"print({boxed(row.expected_answer)!r})"
+        call = {"type": "function_call", "name": "python", "arguments": json.dumps({"code": program}), "call_id": "c"}
+        printed = {"type": "function_call_output", "call_id": "c", "output": boxed(row.expected_answer)}
+        return {
+            "answers_by_tool_only": [call, printed],
+            "points_at_the_tool": [call, printed, *_message("The tool printed the answer.")],
+            "boxes_a_program": [call, printed, *_message("\\boxed{print(answer)}")],
+        }
+
     def generate(self, n: int, seed: int, split: Split) -> Iterator[dict[str, Any]]:
         return generator.generate(n, seed, split, [tool.declaration() for tool in self.tools()])
+
+
+def _message(text: str) -> list[Item]:
+    return [{"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": text}]}]
