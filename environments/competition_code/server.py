@@ -38,6 +38,8 @@ class CodeSettings(Settings):
     """Wall time of one test, for programs that sleep."""
     verify_cpu_seconds: float = Field(60.0, gt=0)
     """CPU time of all tests of one answer together."""
+    verify_wall_seconds: float = Field(240.0, gt=0)
+    """Wall time of all tests of one answer together: less than a caller waits (300 s), so that no answer gets away by sleeping."""
     test_output_kb: int = Field(1024, ge=1)
     """What one test may print."""
     servers: int = Field(2, ge=1)
@@ -116,14 +118,19 @@ class CompetitionCode(AwaitedEnvironment):
         assert code is not None, "quick decides where there is no code"
         counted = min(len(tests.inputs), settings.max_tests)
         results: list[Result] = []
-        cpu_left: float = settings.verify_cpu_seconds
+        cpu_left, wall_left = settings.verify_cpu_seconds, settings.verify_wall_seconds
         for given, expected in zip(tests.inputs[:counted], tests.outputs, strict=False):
-            if cpu_left <= 0:
-                used = f"the tests before it used the {settings.verify_cpu_seconds:g} s of CPU that all have together"
-                results.append(Result("timed_out", used))
+            if cpu_left <= 0 or wall_left <= 0:
+                results.append(Result("timed_out", "the tests before it used the time that all of them have together"))
                 break
-            run = await self._run(code, tests.fn_name, given, min(settings.test_cpu_seconds, cpu_left))
-            cpu_left -= run.cpu_seconds
+            limits = Limits(
+                cpu_seconds=min(settings.test_cpu_seconds, cpu_left),
+                wall_seconds=min(settings.test_wall_seconds, wall_left),
+                memory_mb=settings.verify_memory_mb,
+                output_bytes=1024 * settings.test_output_kb,
+            )
+            run = await self._run(code, tests.fn_name, given, limits)
+            cpu_left, wall_left = cpu_left - run.cpu_seconds, wall_left - run.wall_seconds
             result = ended_badly(run)
             if result is None:
                 compare = value_difference if tests.fn_name else text_difference
@@ -134,17 +141,10 @@ class CompetitionCode(AwaitedEnvironment):
                 break
         return verdict(results, counted, len(tests.inputs))
 
-    async def _run(self, code: str, function: str | None, given: str, cpu_seconds: float) -> Run:
+    async def _run(self, code: str, function: str | None, given: str, limits: Limits) -> Run:
         if self._sandbox is None:
             message = f"environment '{self.name}': its sandbox is not started: open the environment first"
             raise FailureError(Failure(kind="environment_down", message=message, retryable=False))
-        settings = self.settings
-        limits = Limits(
-            cpu_seconds=cpu_seconds,
-            wall_seconds=settings.test_wall_seconds,
-            memory_mb=settings.verify_memory_mb,
-            output_bytes=1024 * settings.test_output_kb,
-        )
         if function is None:
             return await self._sandbox.run(code, stdin=given.encode(), limits=limits)
         beside = {"solution.py": code.encode()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -151,6 +152,66 @@ def test_the_first_tests_count_and_the_verdict_says_so() -> None:
     whole = grade(row, echo)
     assert whole.reward == 0.0 and whole.parts["tests"] == ["passed", "passed", "wrong"]
     assert "line 1 is '3', expected '9'" in whole.explanation
+
+
+class FakeSandbox:
+    """Runs nothing: what each run is said to have used, and the limits that it was given."""
+
+    def __init__(self, *runs: dict[str, Any]) -> None:
+        self.runs, self.limits = list(runs), list[tuple[float, float]]()
+
+    async def run(self, source: str, *, limits: Any, **given: Any) -> SimpleNamespace:
+        self.limits.append((limits.cpu_seconds, limits.wall_seconds))
+        used = {
+            "status": "exited",
+            "exit_code": 0,
+            "stdout": b"1",
+            "stderr": b"",
+            "cpu_seconds": 0.0,
+            "wall_seconds": 0.0,
+        }
+        return SimpleNamespace(**{**used, **self.runs.pop(0)})
+
+
+def graded_by(fake: FakeSandbox, **settings: Any) -> Verdict:
+    """The verdict on four tests that all want 1."""
+    environment = CompetitionCode(CodeSettings(**settings))
+    environment._sandbox = fake  # type: ignore[assignment]
+    row = environment.check_row(stdin_row(*(("", "1") for _ in range(4))))
+    return asyncio.run(environment.verify_awaited(row, fenced("print(1)")))
+
+
+def test_all_tests_share_a_budget_of_time() -> None:
+    spinning = FakeSandbox(*({"cpu_seconds": 6.0} for _ in range(4)))
+    verdict = graded_by(spinning, test_cpu_seconds=8.0, verify_cpu_seconds=10.0)
+    assert [cpu for cpu, _ in spinning.limits] == [8.0, 4.0]
+    assert verdict.reward == 0.0 and verdict.parts["tests"] == ["passed", "passed", "timed_out"]
+    sleeping = FakeSandbox(*({"wall_seconds": 50.0} for _ in range(4)))
+    verdict = graded_by(sleeping, test_wall_seconds=60.0, verify_wall_seconds=120.0)
+    assert [wall for _, wall in sleeping.limits] == [60.0, 60.0, 20.0]
+    assert verdict.reward == 0.0 and verdict.parts["tests"] == [*["passed"] * 3, "timed_out"]
+    assert graded_by(FakeSandbox({}, {}, {}, {})).reward == 1.0
+
+
+@pytest.mark.parametrize(
+    ("run", "outcome"),
+    [
+        ({"status": "timed_out", "exit_code": None}, "timed_out"),
+        ({"status": "memory", "exit_code": None}, "memory"),
+        ({"status": "output", "exit_code": None}, "output"),
+        ({"status": "killed", "exit_code": None}, "crashed"),
+        ({"exit_code": 1, "stderr": b"Traceback\nMemoryError\n"}, "memory"),
+        ({"exit_code": 1, "stderr": b"Traceback\nValueError: \xff\n"}, "crashed"),
+        ({"exit_code": 1}, "crashed"),
+        ({"stdout": b"2"}, "wrong"),
+        ({"stdout": b"\xff"}, "wrong"),
+    ],
+)
+def test_a_right_output_counts_only_where_the_run_ended_well(run: dict[str, Any], outcome: str) -> None:
+    fake = FakeSandbox({}, run)
+    verdict = graded_by(fake)
+    assert verdict.reward == 0.0 and verdict.parts["tests"] == ["passed", outcome]
+    assert verdict.parts["outcome"] == outcome and not fake.runs
 
 
 def test_a_verdict_without_a_sandbox_is_a_failure() -> None:
