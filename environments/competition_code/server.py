@@ -24,7 +24,7 @@ from environments.competition_code.verifier import (
 )
 from gym_servers.environment import AwaitedEnvironment, Row, Settings, Split
 from gym_servers.protocol import Failure, FailureError, Item, Verdict, final_text, strip_reasoning
-from gym_servers.sandbox import Limits, Run, Sandbox
+from gym_servers.sandbox.pool import Limits, Run, Sandbox
 
 
 class CodeSettings(Settings):

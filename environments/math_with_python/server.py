@@ -14,7 +14,7 @@ from environments.math_with_python import generator
 from environments.math_with_python.tool import as_output, check_code
 from gym_servers.environment import Row, Split
 from gym_servers.protocol import Failure, FailureError, Item
-from gym_servers.sandbox import Limits, Sandbox
+from gym_servers.sandbox.pool import Limits, Sandbox
 from gym_servers.tools import Tool
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gym_servers.sandbox import Run
+from gym_servers.sandbox.pool import Run
 from gym_servers.tools import ToolRefused
 
 ERROR_LINES = 8

@@ -23,7 +23,7 @@ from gym_servers.environment import opened
 from gym_servers.protocol import Failure, FailureError, Rollout
 from gym_servers.resources import build_resources
 from gym_servers.rollouts import Collector, RolloutRequest
-from gym_servers.sandbox import Run
+from gym_servers.sandbox.pool import Run
 from gym_servers.verification import judge
 from gym_servers.workers import WorkerPool
 
