@@ -42,7 +42,7 @@ HOSTILE: dict[str, tuple[str, set[str]]] = {
         {"timed_out", "crashed", "wrong"},
     ),
     "thread_bomb": (
-        "import threading, time\nwhile True:\n    threading.Thread(target=time.sleep, args=(1000,)).start()",
+        "import threading, time\nwhile True:\n    threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()",
         {"timed_out", "crashed", "memory"},
     ),
     "endless_output": ("while True:\n    print('x' * 10000)", {"output"}),

@@ -76,7 +76,7 @@ def test_errors_are_for_the_model_to_read(url: str) -> None:
     [
         ("while True:\n    pass", "took too much time"),
         ("x = bytearray(10**9)\nprint(len(x))", "MemoryError"),
-        ("import os\nos.kill(os.getpid(), 9)", "ended by a signal"),
+        ("import ctypes\nctypes.string_at(0)", "ended by a signal"),
         ("import os\nwhile True:\n    os.write(1, b'x' * 4096)", "printed too much"),
         ("import socket\nsocket.create_connection(('127.0.0.1', 80), 1)\nprint('out')", "Error"),
         ("print(open('/etc/passwd').read())", "Error"),
