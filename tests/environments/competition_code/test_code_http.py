@@ -104,6 +104,26 @@ def test_a_hostile_answer_earns_nothing_and_its_neighbour_its_due(url: str, name
     assert wrong.json()["parts"]["tests"] == ["passed", "wrong"]
 
 
+def test_a_killed_fork_server_is_a_failure_and_the_next_verdict_right() -> None:
+    async def run() -> None:
+        environment = CompetitionCode(CodeSettings(servers=1))
+        row = environment.check_row(ROW)
+        async with opened(environment):
+            sleeping = message("```\nimport time\ntime.sleep(10**6)\n```")
+            verdict = asyncio.create_task(environment.verify_awaited(row, sleeping))
+            await asyncio.sleep(1)
+            assert environment._sandbox is not None
+            for server in environment._sandbox._all:
+                server.process.kill()
+            with pytest.raises(FailureError) as failed:
+                await verdict
+            assert failed.value.failure.retryable
+            again = await environment.verify_awaited(row, message(f"```\n{SQUARE}\n```"))
+            assert again.reward == 1.0
+
+    asyncio.run(run())
+
+
 def test_a_sleeping_answer_is_stopped() -> None:
     """It uses no CPU: the wall limit is for it."""
     short = CodeSettings(test_wall_seconds=2.0)

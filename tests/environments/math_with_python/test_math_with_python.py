@@ -20,6 +20,8 @@ from environments.math_with_python.server import MathWithPython, PythonMathSetti
 from environments.math_with_python.tool import as_output, cut
 from gym_servers.agents.tool_loop import LoopLimits
 from gym_servers.environment import opened
+from gym_servers.models.app import ModelSettings, build_model_server
+from gym_servers.models.scripted import Asked, ScriptedEngine
 from gym_servers.protocol import Failure, FailureError, Rollout
 from gym_servers.resources import build_resources
 from gym_servers.rollouts import Collector, RolloutRequest
@@ -190,6 +192,36 @@ def test_a_hostile_program_ends_in_a_reward_of_0_and_no_failure(url: str) -> Non
     made, _ = rollout(url, turns)
     assert (made.reward, made.failure) == (0.0, None)  # what the tool printed is no answer
     assert len(made.tool_calls) == 3 and not any(one.error for one in made.tool_calls)
+
+
+def test_generated_tasks_go_through_a_model_server_with_their_worked_example(url: str) -> None:
+    """The example's call reads as the model is to write its own; that is parsed, run, and its output seen in the next turn."""
+    row = next(row for row in MathWithPython().generate(20, 0, "train") if row["family"] == "long_sum")
+    program = row["question"].replace("Add these numbers: ", "print(sum([").rstrip(".") + "]))"
+    prompts: list[str] = []
+
+    def script(asked: Asked) -> str:
+        prompts.append(asked.prompt)
+        if len(prompts) == 1:
+            return (
+                f"<tool_call>\n<function=python>\n<parameter=code>\n{program}\n</parameter>\n</function>\n</tool_call>"
+            )
+        return f"\\boxed{{{row['expected_answer']}}}"
+
+    async def collect(model_url: str) -> Rollout:
+        collector = Collector(
+            {"math_with_python": url}, f"{model_url}/v1", secret="s", limits=LoopLimits(steps=4), concurrency=1
+        )
+        (made,) = [one async for one in collector.collect([RolloutRequest(row, "t", "math_with_python", "g")])]
+        return made
+
+    with serving(build_model_server(ScriptedEngine(script), ModelSettings(secret="s"))) as model_url:
+        made = asyncio.run(collect(model_url))
+    assert (made.reward, made.failure) == (1.0, None), made.explanation
+    assert [one.output for one in made.tool_calls] == [row["expected_answer"]]
+    assert "<function=python>" in prompts[0].split("<|im_start|>user")[1]  # the worked example's call
+    assert prompts[1].startswith(prompts[0]) and f"\n{row['expected_answer']}\n" in prompts[1][len(prompts[0]) :]
+    assert sum(segment.sampled for segment in made.segments) == made.usage["sampled_tokens"] > 0
 
 
 def test_only_the_end_of_an_answer_is_read() -> None:
