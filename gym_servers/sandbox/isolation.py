@@ -14,6 +14,8 @@ import resource
 import struct
 from collections.abc import Iterable, Sequence
 
+from gym_servers.sandbox.seccomp import Filter, supported
+
 LIBC = ctypes.CDLL(None, use_errno=True)
 _ARM = platform.machine() == "aarch64"
 
@@ -178,7 +180,7 @@ def become(uid: int, gid: int) -> None:
 
 def end_with_parent() -> None:
     """This process is killed when its parent ends; programs cannot take that back."""
-    LIBC.prctl(_PR_SET_PDEATHSIG, 9, 0, 0, 0)
+    LIBC.prctl(1, 9, 0, 0, 0)  # PR_SET_PDEATHSIG, SIGKILL
 
 
 def drop_capabilities() -> None:
@@ -209,84 +211,13 @@ def limit(cpu_seconds: int, memory_bytes: int, file_bytes: int, tasks: int) -> N
 
 # -- system calls: seccomp ---------------------------------------------------------------------------------------
 
-REFUSED: dict[str, tuple[int, int]] = {  # (x86-64, aarch64)
-    # processes: nothing is started, nobody is signalled, traced or slowed down
-    "fork": (57, 0xFFFF), "vfork": (58, 0xFFFF), "execve": (59, 221), "execveat": (322, 281),
-    "kill": (62, 129), "tkill": (200, 130), "tgkill": (234, 131), "rt_sigqueueinfo": (129, 138),
-    "rt_tgsigqueueinfo": (297, 240), "pidfd_send_signal": (424, 424), "pidfd_open": (434, 434), "pidfd_getfd": (438, 438),
-    "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "kcmp": (312, 272),
-    "process_madvise": (440, 440), "process_mrelease": (448, 448), "migrate_pages": (256, 238), "move_pages": (279, 239),
-    "setpriority": (141, 140), "sched_setparam": (142, 118), "sched_setscheduler": (144, 119), "sched_setattr": (314, 274),
-    "sched_setaffinity": (203, 122), "ioprio_set": (251, 30),
-    # the network
-    "socket": (41, 198), "bind": (49, 200), "listen": (50, 201), "accept": (43, 202), "accept4": (288, 242), "connect": (42, 203),
-    # the clock
-    "settimeofday": (164, 170), "clock_settime": (227, 112), "adjtimex": (159, 171), "clock_adjtime": (305, 266),
-    # memory and messages that outlive the process or escape its limits
-    "memfd_create": (319, 279), "memfd_secret": (447, 447), "shmget": (29, 194), "shmat": (30, 196), "semget": (64, 190),
-    "msgget": (68, 186), "mq_open": (240, 180), "userfaultfd": (323, 282),
-    # the kernel and its administration
-    "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51), "unshare": (272, 97), "setns": (308, 268),
-    "move_mount": (429, 429), "open_tree": (428, 428), "fsopen": (430, 430), "fsconfig": (431, 431), "fsmount": (432, 432),
-    "fspick": (433, 433), "mount_setattr": (442, 442), "bpf": (321, 280), "perf_event_open": (298, 241), "keyctl": (250, 219),
-    "add_key": (248, 217), "request_key": (249, 218), "io_uring_setup": (425, 425), "io_uring_enter": (426, 426),
-    "io_uring_register": (427, 427), "init_module": (175, 105), "finit_module": (313, 273), "delete_module": (176, 106),
-    "kexec_load": (246, 104), "kexec_file_load": (320, 294), "reboot": (169, 142), "swapon": (167, 224), "swapoff": (168, 225),
-    "open_by_handle_at": (304, 265), "name_to_handle_at": (303, 264), "personality": (135, 92), "acct": (163, 89),
-    "quotactl": (179, 60), "syslog": (103, 116), "fanotify_init": (300, 262), "lookup_dcookie": (212, 18),
-    "sethostname": (170, 161), "setdomainname": (171, 162), "iopl": (172, 0xFFFF), "ioperm": (173, 0xFFFF),
-}  # fmt: skip
-"""System calls that fail with EPERM in every program. 0xFFFF: the architecture has no such call."""
-
-_CLONE, _CLONE3, _PRLIMIT, _PRCTL = ((56, 435, 302, 157), (220, 435, 261, 167))[_ARM]
-_PR_SET_PDEATHSIG = 1
-_LOAD, _EQUAL, _AT_LEAST, _SET, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-_ALLOW, _ERRNO, _KILL = 0x7FFF0000, 0x00050000, 0x80000000
-_THREAD, _NAMESPACES = 0x00010000, 0x7E020080
-
-
-def seccomp_filter() -> bytes:
-    """The filter as instructions of classic BPF. Calls of another architecture end the process; a clone must be a thread's."""
-    program: list[tuple[int, int, int, int]] = [
-        (_LOAD, 0, 0, 4),
-        (_EQUAL, 1, 0, 0xC00000B7 if _ARM else 0xC000003E),
-        (_RETURN, 0, 0, _KILL),
-        (_LOAD, 0, 0, 0),
-    ]
-    if not _ARM:  # the x32 calls
-        program += [(_AT_LEAST, 0, 1, 0x40000000), (_RETURN, 0, 0, _KILL)]
-    for numbers in REFUSED.values():
-        program += [(_EQUAL, 0, 1, numbers[_ARM]), (_RETURN, 0, 0, _ERRNO | errno.EPERM)]
-    program += [
-        (_EQUAL, 0, 1, _CLONE3),
-        (_RETURN, 0, 0, _ERRNO | errno.ENOSYS),
-    ]  # its flags are in memory; libc then takes clone
-    refuse = (_RETURN, 0, 0, _ERRNO | errno.EPERM)
-    program += [
-        (_EQUAL, 0, 5, _CLONE),
-        (_LOAD, 0, 0, 16),
-        (_SET, 1, 0, _THREAD),
-        refuse,
-        (_SET, 0, 1, _NAMESPACES),
-        refuse,
-    ]
-    program += [(_LOAD, 0, 0, 0), (_EQUAL, 0, 3, _PRLIMIT), (_LOAD, 0, 0, 16), (_EQUAL, 1, 0, 0), refuse]  # of others
-    program += [(_LOAD, 0, 0, 0), (_EQUAL, 0, 3, _PRCTL), (_LOAD, 0, 0, 16), (_EQUAL, 0, 1, _PR_SET_PDEATHSIG), refuse]
-    program += [(_RETURN, 0, 0, _ALLOW)]
-    return b"".join(struct.pack("HBBI", *instruction) for instruction in program)
-
-
-class _Program(ctypes.Structure):
-    _fields_ = [("len", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
-
-
-_FILTER = seccomp_filter()
-_BUFFER = ctypes.create_string_buffer(_FILTER, len(_FILTER))
-_PROGRAM = _Program(len(_FILTER) // 8, ctypes.addressof(_BUFFER))
+_FILTER = Filter() if supported() else None
 
 
 def seccomp() -> None:
-    """The filter, for good. Raises OSError."""
+    """The filter of seccomp.py, for good. Raises OSError."""
+    if _FILTER is None:
+        raise OSError(errno.ENOSYS, f"the numbers of {platform.machine()}'s system calls are not in seccomp.py")
     no_new_privileges()
-    if LIBC.prctl(22, 2, ctypes.byref(_PROGRAM), 0, 0):
+    if LIBC.prctl(22, 2, ctypes.c_void_p(_FILTER.address(os.getpid())), 0, 0):
         raise _failed("seccomp")
