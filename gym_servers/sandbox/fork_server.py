@@ -2,7 +2,7 @@
 
 It speaks over one socket: first it says which layers it has, then a request is a header (HEADER) and a body (length-prefixed parts:
 source, standard input, then names and contents of files), a reply RESULT, standard output and error. The body is read by the child
-alone: no program's text or input is ever in the memory that later children inherit. What is expected of a program is told to nobody
+alone, output is kept in memory that is unmapped after the run: no program's text, input or output is in the memory that later children inherit. What is expected of a program is told to nobody
 here.
 
 The program runs as `__main__` in an empty folder of its own. Its process group is killed, its folder discarded, when it ends.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import gc
 import glob
 import json
+import mmap
 import os
 import select
 import signal
@@ -28,8 +29,8 @@ from gym_servers.sandbox import isolation
 
 HEADER = struct.Struct("!QdIIQI")
 """Bytes of the body, wall seconds, CPU seconds, memory in MB, output bytes, number of files."""
-RESULT = struct.Struct("!BiddII")
-"""Outcome (OUTCOMES), exit code or signal, CPU and wall seconds, bytes of standard output and of standard error."""
+RESULT = struct.Struct("!Bidd")
+"""Outcome (OUTCOMES), exit code or signal, CPU and wall seconds; two parts follow, standard output and error."""
 PART = struct.Struct("!Q")
 OUTCOMES = ("exited", "killed", "timed_out", "memory", "output", "broken")
 SCRATCH = "/scratch"
@@ -39,8 +40,11 @@ RULES = 4
 """The child's descriptor of Landlock's rules."""
 TASKS = 256
 """Threads of one user id: the program's own, and in a container without namespaces also those of the server beside it."""
-STDERR_KEPT = 1 << 16
-FIRST_UID = 61_000
+STDERR_KEPT = PIPE = 1 << 16
+OURS: list[str] = []
+"""Modules of omnigym, which programs do not find loaded."""
+FIRST_UID, UIDS = 61_000, 4096
+"""Of the users that root becomes: each fork server another, since threads are counted by user."""
 WARM = (
     "array", "bisect", "collections", "copy", "dataclasses", "datetime", "decimal", "enum", "fractions", "functools", "heapq", "io",
     "itertools", "json", "math", "operator", "random", "re", "statistics", "string", "threading", "traceback", "typing",
@@ -54,9 +58,9 @@ MODULES = ("numpy", "numpy.libs", "sympy", "mpmath")
 class Layers:
     """What this process can put between a program and the machine; found out by trying."""
 
-    def __init__(self, folder: str, number: int, packages: str, without: Sequence[str] = ()) -> None:
+    def __init__(self, folder: str, packages: str, without: Sequence[str] = ()) -> None:
         self.root = os.geteuid() == 0
-        self.uid = self.gid = FIRST_UID + number
+        self.uid = self.gid = FIRST_UID + os.getpid() % UIDS
         self.scratch = os.path.join(folder, "scratch")
         version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
         stdlib = [os.path.join(prefix, "lib", version) for prefix in (sys.base_prefix, sys.base_exec_prefix)]
@@ -133,13 +137,15 @@ class Layers:
             for name in os.listdir(self.scratch):
                 os.unlink(os.path.join(self.scratch, name))
 
-    def confine(self, cpu_seconds: int, memory_mb: int) -> None:
-        """All layers, in the child. Raises OSError."""
+    def confine(self, server: int, cpu_seconds: int, memory_mb: int) -> None:
+        """All layers, in the child of the process `server`. Raises OSError."""
         if self.change_user:
             isolation.become(self.uid, self.gid)
         elif self.root or self.namespaces:
             isolation.drop_capabilities()
         isolation.end_with_parent()
+        if os.getppid() != server:  # it died before that
+            os._exit(1)
         isolation.limit(cpu_seconds, memory_mb << 20, FILE_MB << 20 if self.namespaces else 0, TASKS)
         if self.abi:
             isolation.landlock(RULES)
@@ -177,6 +183,17 @@ def _part(peer: socket.socket) -> bytes:
     return receive(peer, size)
 
 
+def _streams() -> None:
+    """The streams that every child inherits; it puts its own pipes under their descriptors."""
+    read, write = os.pipe()  # so that standard output is known for what cannot be sought in
+    os.dup2(write, 1)
+    sys.stdin = sys.__stdin__ = open(0, closefd=False)  # type: ignore[misc]
+    sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)  # type: ignore[misc]
+    sys.stderr = sys.__stderr__ = open(2, "w", errors="backslashreplace", closefd=False)  # type: ignore[misc]
+    os.close(read)
+    os.close(write)
+
+
 def run_program(source: bytes) -> NoReturn:
     """Run `source` as `__main__` and end as Python would: threads awaited, exit handlers run, output flushed."""
     import atexit
@@ -185,13 +202,10 @@ def run_program(source: bytes) -> NoReturn:
 
     main = ModuleType("__main__")
     main.__dict__.update(__file__="main.py", __builtins__=__builtins__)
-    for name in [name for name in sys.modules if name.startswith("gym_servers")]:
+    for name in OURS:
         del sys.modules[name]
     sys.modules["__main__"] = main
     sys.argv = ["main.py"]
-    sys.stdin = sys.__stdin__ = open(0, closefd=False)  # type: ignore[misc]
-    sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)  # type: ignore[misc]
-    sys.stderr = sys.__stderr__ = open(2, "w", errors="backslashreplace", closefd=False)  # type: ignore[misc]
     code: Any = 0
     try:
         exec(
@@ -219,7 +233,9 @@ def run_program(source: bytes) -> NoReturn:
     os._exit((code or 0) & 0xFF)
 
 
-def child(peer: socket.socket, status: int, out: int, error: int, layers: Layers, header: tuple[Any, ...]) -> NoReturn:
+def child(
+    server: int, peer: socket.socket, status: int, out: int, error: int, layers: Layers, header: tuple[Any, ...]
+) -> NoReturn:
     """The run, in the forked child. What fails before the program starts is written to `status`."""
     try:
         _, _, cpu_seconds, memory_mb, _, files = header
@@ -245,10 +261,7 @@ def child(peer: socket.socket, status: int, out: int, error: int, layers: Layers
             os.dup2(layers.rules, RULES)
         os.closerange(RULES + bool(layers.abi), 1 << 16)
         status = 3
-        os.environ.clear()
-        os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
-        sys.path[:] = [layers.scratch, *(path for path in sys.path if path), layers.packages]
-        layers.confine(cpu_seconds, memory_mb)
+        layers.confine(server, cpu_seconds, memory_mb)
     except BaseException as problem:
         os.write(status, f"{type(problem).__name__}: {problem}"[:2000].encode())
         os._exit(1)
@@ -271,29 +284,39 @@ def starved(layers: Layers, pid: int) -> float:
 
 
 class Captured:
-    """What a program wrote to one pipe. most: of which the last so many bytes are kept."""
+    """What a program wrote to one pipe. most: of which the last so many bytes are kept. The memory is given back after the run: one
+    program's output is not there for the next to find."""
 
     def __init__(self, pipe: int, most: int) -> None:
         self.pipe, self.most = pipe, most
-        self.kept = bytearray()
-        self.written = 0
+        self.memory = mmap.mmap(-1, 2 * most + PIPE)
+        self.kept = self.written = 0
 
     def read(self) -> bool:
         """Take what is there; False once the program cannot write any more."""
-        data = os.read(self.pipe, 1 << 16)
-        self.written += len(data)
-        self.kept += data
-        if len(self.kept) > self.most:
-            del self.kept[: -self.most]
-        return bool(data)
+        with memoryview(self.memory) as whole, whole[self.kept : self.kept + PIPE] as free:
+            count = os.readv(self.pipe, [free])
+        self.written += count
+        self.kept += count
+        if self.kept > 2 * self.most:
+            self.memory.move(0, self.kept - self.most, self.most)
+            self.kept = self.most
+        return count > 0
+
+    def send(self, peer: socket.socket, most: int) -> None:
+        """The first `most` bytes of what is kept, as a part of the reply; then it is forgotten."""
+        with memoryview(self.memory) as whole, whole[: min(self.kept, most)] as text:
+            peer.sendall(PART.pack(len(text)))
+            peer.sendall(text)
+        self.memory.close()
 
 
-def supervise(peer: socket.socket, layers: Layers, pid: int, header: tuple[Any, ...], pipes: tuple[int, int]) -> bytes:
-    """Read what the child writes until it ends or passes a limit. Returns the reply."""
+def supervise(
+    peer: socket.socket, layers: Layers, pid: int, header: tuple[Any, ...], out: Captured, error: Captured
+) -> bytes:
+    """Read what the child writes until it ends or passes a limit. Returns the reply's RESULT."""
     _, wall_seconds, cpu_seconds, _, output_bytes, _ = header
     began = time.monotonic()
-    out = Captured(pipes[0], output_bytes + (1 << 16))
-    error = Captured(pipes[1], STDERR_KEPT)  # a traceback's last lines tell most
     captured = {one.pipe: one for one in (out, error)}
     outcome = ""
     ending = os.pidfd_open(pid)
@@ -331,16 +354,14 @@ def supervise(peer: socket.socket, layers: Layers, pid: int, header: tuple[Any, 
     if not outcome:
         if code == -signal.SIGXCPU or (code == -signal.SIGKILL and cpu >= cpu_seconds):
             outcome = "timed_out"
-        elif code and error.kept.rstrip().rpartition(b"\n")[2].startswith(b"MemoryError"):
-            outcome = "memory"
         else:
             outcome = "exited" if code >= 0 else "killed"
-    text = bytes(out.kept[:output_bytes])
-    return RESULT.pack(OUTCOMES.index(outcome), abs(code), cpu, wall, len(text), len(error.kept)) + text + error.kept
+    return RESULT.pack(OUTCOMES.index(outcome), abs(code), cpu, wall)
 
 
 def serve(peer: socket.socket, layers: Layers) -> None:
     """Runs, one at a time, until the other side is gone."""
+    server = os.getpid()
     while True:
         raw = receive(peer, HEADER.size)
         if len(raw) < HEADER.size:
@@ -352,24 +373,28 @@ def serve(peer: socket.socket, layers: Layers) -> None:
         error_read, error = os.pipe()
         pid = os.fork()
         if pid == 0:
-            child(peer, status, out, error, layers, header)
+            child(server, peer, status, out, error, layers, header)
         for end in (status, out, error):
             os.close(end)
         problem = os.read(status_read, 4096)  # until the child says what failed, or closes it to begin
         if problem:
             os.waitpid(pid, 0)
-            text = problem.decode(errors="replace").encode()
-            peer.sendall(RESULT.pack(OUTCOMES.index("broken"), 0, 0.0, 0.0, 0, len(text)) + text)
+            peer.sendall(RESULT.pack(OUTCOMES.index("broken"), 0, 0.0, 0.0) + PART.pack(0) + PART.pack(len(problem)))
+            peer.sendall(problem)
             return  # how much of the body it read is unknown
-        reply = supervise(peer, layers, pid, header, (out_read, error_read))
+        output_bytes = header[4]
+        captured_out, captured_error = Captured(out_read, output_bytes + PIPE), Captured(error_read, STDERR_KEPT)
+        reply = supervise(peer, layers, pid, header, captured_out, captured_error)
         for end in (status_read, out_read, error_read):
             os.close(end)
         layers.discard_scratch()
         peer.sendall(reply)
+        captured_out.send(peer, output_bytes)
+        captured_error.send(peer, 2 * STDERR_KEPT)
 
 
-def main(descriptor: int, folder: str, number: int, packages: str, without: tuple[str, ...] = ()) -> None:
-    """Serve on the socket `descriptor`. folder: an empty one of its own. number: of this server, for its user id.
+def main(descriptor: int, folder: str, packages: str, without: tuple[str, ...] = ()) -> None:
+    """Serve on the socket `descriptor`. folder: an empty one of its own.
     packages: the folder of installed packages, of which programs see MODULES."""
     import importlib
     import site
@@ -383,9 +408,14 @@ def main(descriptor: int, folder: str, number: int, packages: str, without: tupl
         importlib.import_module(name)
     peer = socket.socket(fileno=descriptor)
     os.umask(0o022)
-    layers = Layers(folder, number, packages, without)
+    layers = Layers(folder, packages, without)
     told = json.dumps(layers.describe()).encode()
     peer.sendall(PART.pack(len(told)) + told)
+    sys.path[:] = [layers.scratch, *(path for path in sys.path if path), layers.packages]
+    os.environ.clear()
+    os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
+    _streams()
+    OURS.extend(name for name in sys.modules if name.startswith("gym_servers"))
     gc.collect()
     gc.freeze()
     serve(peer, layers)

@@ -66,15 +66,14 @@ def missing(layers: Mapping[str, Any]) -> str | None:
 class _ForkServer:
     """One process and the socket to it."""
 
-    def __init__(self, number: int, without: Sequence[str]) -> None:
-        self.number = number
+    def __init__(self, without: Sequence[str]) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="omnigym-sandbox-"))
         self.folder.chmod(0o711)
         ours, theirs = socket.socketpair()
         root = Path(__file__).parents[2]
         start = (
             f"import sys; sys.path.insert(0, {str(root)!r}); from gym_servers.sandbox.fork_server import main; "
-            f"sys.path.pop(0); main({theirs.fileno()}, {str(self.folder)!r}, {number}, "
+            f"sys.path.pop(0); main({theirs.fileno()}, {str(self.folder)!r}, "
             f"{sysconfig.get_path('purelib')!r}, {tuple(without)!r})"
         )
         # A fixed hash seed: what a program prints must not depend on which fork server it met.
@@ -95,8 +94,7 @@ class _ForkServer:
         """Wait for what it says of its layers. Raises OSError, EOFError (asyncio.IncompleteReadError), TimeoutError."""
         self.reader, self.writer = await asyncio.open_connection(sock=self._socket)
         async with asyncio.timeout(START_SECONDS):
-            (size,) = PART.unpack(await self.reader.readexactly(PART.size))
-            self.layers = json.loads(await self.reader.readexactly(size))
+            self.layers = json.loads(await self._part())
 
     async def run(self, source: bytes, stdin: bytes, files: Mapping[str, bytes], limits: Limits) -> tuple[str, Run]:
         """(outcome, run). Raises OSError or EOFError where the process is gone."""
@@ -110,7 +108,9 @@ class _ForkServer:
         await self.writer.drain()
         packed = RESULT.unpack(await self.reader.readexactly(RESULT.size))
         outcome, code = OUTCOMES[packed[0]], packed[1]
-        stdout, stderr = await self.reader.readexactly(packed[4]), await self.reader.readexactly(packed[5])
+        stdout, stderr = await self._part(), await self._part()
+        if outcome == "exited" and code and stderr.rstrip().rpartition(b"\n")[2].startswith(b"MemoryError"):
+            outcome = "memory"
         run = Run(
             status=outcome if outcome != "broken" else "killed",  # type: ignore[arg-type]
             exit_code=code if outcome == "exited" else None,
@@ -120,6 +120,10 @@ class _ForkServer:
             wall_seconds=packed[3],
         )
         return outcome, run
+
+    async def _part(self) -> bytes:
+        (size,) = PART.unpack(await self.reader.readexactly(PART.size))
+        return await self.reader.readexactly(size)
 
     def end(self) -> None:
         """Kill it, and with it the program that it runs."""
@@ -131,35 +135,38 @@ class _ForkServer:
 
 class Sandbox:
     """Programs in at most `servers` at once. insecure: run them even where nothing can be isolated. without: layers of LAYERS that
-    are not used, to see what the others hold."""
+    are not used, to see what the others hold. Belongs to the event loop that started it."""
 
     def __init__(self, servers: int = 2, *, insecure: bool = False, without: Sequence[str] = ()) -> None:
         if unknown := sorted(set(without) - set(LAYERS)):
             raise OmnigymError(f"there is no layer {unknown}; layers: {', '.join(LAYERS)}")
         self.servers, self.insecure, self.without = servers, insecure, tuple(without)
         self.layers: dict[str, Any] = {}
-        self._idle: asyncio.Queue[_ForkServer] = asyncio.Queue()
-        self._all: set[_ForkServer] = set()
+        self._places: dict[int, _ForkServer] = {}
+        self._free: asyncio.Queue[int] = asyncio.Queue()
+        self._open = False
+
+    @property
+    def processes(self) -> list[int]:
+        """Pids of the fork servers."""
+        return [server.process.pid for server in self._places.values()]
 
     async def start(self) -> None:
         """Start the fork servers. Raises SandboxUnavailable."""
-        for number in range(self.servers):
-            server = await self._new(number)
-            self.layers = server.layers
-            if (problem := missing(self.layers)) and not self.insecure:
-                await self.close()
-                raise SandboxUnavailable(
-                    f"programs cannot be isolated on this machine: {problem}. `omnigym sandbox doctor` shows more; "
-                    f"`insecure: true` runs them all the same, for code that you trust"
-                )
-            self._idle.put_nowait(server)
+        self._open = True
+        try:
+            for place in range(self.servers):
+                await self._new(place)
+                self._free.put_nowait(place)
+        except BaseException:
+            await self.close()
+            raise
 
     async def close(self) -> None:
-        """End the fork servers and what they run."""
-        for server in self._all:
-            server.end()
-        self._all.clear()
-        self._idle = asyncio.Queue()
+        """End the fork servers and what they run: who waits for a run gets a FailureError."""
+        self._open = False
+        for place in list(self._places):
+            self._drop(place)
 
     async def __aenter__(self) -> Sandbox:
         await self.start()
@@ -168,50 +175,63 @@ class Sandbox:
     async def __aexit__(self, *exc: object) -> None:
         await self.close()
 
-    async def _new(self, number: int) -> _ForkServer:
-        server = _ForkServer(number, self.without)
-        self._all.add(server)
+    async def _new(self, place: int) -> _ForkServer:
+        server = self._places[place] = _ForkServer(self.without)
         try:
             await server.ready()
+            if (problem := missing(server.layers)) and not self.insecure:
+                raise SandboxUnavailable(
+                    f"programs cannot be isolated on this machine: {problem}. `omnigym sandbox doctor` shows more; "
+                    f"`insecure: true` runs them all the same, for code that you trust"
+                )
         except (OSError, EOFError, TimeoutError) as error:
-            self._drop(server)
+            self._drop(place)
             raise SandboxUnavailable(
                 f"a fork server of the sandbox does not start: {type(error).__name__}: {error}"
             ) from None
+        except BaseException:
+            self._drop(place)
+            raise
+        self.layers = server.layers
         return server
 
-    def _drop(self, server: _ForkServer) -> None:
-        self._all.discard(server)
-        server.end()
+    def _drop(self, place: int) -> None:
+        if (server := self._places.pop(place, None)) is not None:
+            server.end()
 
     async def run(
         self, source: str, *, stdin: bytes = b"", files: Mapping[str, bytes] = {}, limits: Limits = Limits()
     ) -> Run:
-        """Run `source` as `__main__`, in a folder that holds `files` and nothing else. Raises FailureError."""
-        if not self._all:
-            raise FailureError(Failure(kind="environment_down", message="the sandbox is not started", retryable=False))
-        server = await self._idle.get()
+        """Run `source` as `__main__`, in a folder that holds `files` and nothing else. Raises FailureError, and OmnigymError for files
+        that are not plain names."""
+        for name in files:
+            if name in ("", ".", "..") or "/" in name or "\0" in name or len(name.encode()) > 255:
+                raise OmnigymError(f"files['{name[:80]}']: must be a plain file name of at most 255 bytes")
+        place = await self._take()
         done = False
         try:
-            if server.process.poll() is not None:
-                raise EOFError("it died between two runs")
-            outcome, run = await server.run(source.encode(), stdin, files, limits)
+            server = self._places.get(place)
+            if server is None or server.process.poll() is not None:  # it died while idle: no run of anybody's is lost
+                self._drop(place)
+                server = await self._new(place)
+            outcome, run = await server.run(source.encode(errors="surrogatepass"), stdin, files, limits)
             if outcome == "broken":
                 raise EOFError(run.stderr.decode(errors="replace"))
             done = True
             return run
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, SandboxUnavailable) as error:
             message = f"a fork server of the sandbox failed: {error or type(error).__name__}"
             raise FailureError(Failure(kind="environment_down", message=message)) from None
         finally:
-            if done:
-                self._idle.put_nowait(server)
-            elif server in self._all:  # also where the caller gave up: the program must not go on
-                await self._replace(server)
+            if not done:  # also where the caller gave up: the program must not go on
+                self._drop(place)
+            self._free.put_nowait(place)
 
-    async def _replace(self, server: _ForkServer) -> None:
-        self._drop(server)
-        try:
-            self._idle.put_nowait(await asyncio.shield(self._new(server.number)))
-        except SandboxUnavailable as error:
-            raise FailureError(Failure(kind="environment_down", message=str(error))) from None
+    async def _take(self) -> int:
+        """A place where nothing runs. Raises FailureError once the sandbox is closed."""
+        if self._open:
+            place = await self._free.get()
+            if self._open:
+                return place
+            self._free.put_nowait(place)  # so that the next who waits learns of it too
+        raise FailureError(Failure(kind="environment_down", message="the sandbox is not started", retryable=False))

@@ -14,7 +14,7 @@ import struct
 from typing import Final
 
 # name, number on x86-64, number on aarch64 ("-": that architecture has none)
-_ALLOWED: Final = """
+_PLAIN: Final = """
 read 0 63, write 1 64, close 3 57, fstat 5 80, lseek 8 62, mmap 9 222, mprotect 10 226, munmap 11 215,
 brk 12 214, rt_sigaction 13 134, rt_sigprocmask 14 135, rt_sigreturn 15 139, pread64 17 67, pwrite64 18 68,
 readv 19 65, writev 20 66, preadv 295 69, pwritev 296 70, preadv2 327 286, pwritev2 328 287, access 21 -,
@@ -44,11 +44,13 @@ getpriority 140 141, sendto 44 206, recvfrom 45 207, shutdown 48 210, getsocknam
 """
 
 _MACHINES: Final = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
-_X32_BIT: Final = 0x40000000
+_CLONE3: Final = 435
+_SPECIAL: Final = ((56, 62, 234, 302, 157, 16, 72, 53), (220, 129, 131, 261, 167, 29, 25, 199))
+# clone, kill, tgkill, prlimit64, prctl, ioctl, fcntl, socketpair
 
-_LOAD, _EQUAL, _AT_LEAST, _MORE, _ANY_BIT, _AND, _RETURN = 0x20, 0x15, 0x35, 0x25, 0x45, 0x54, 0x06
+_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _AND, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
 _ARCH, _NUMBER = 4, 0
-_ALLOW, _ERRNO, _KILL = 0x7FFF0000, 0x00050000, 0x80000000
+_ERRNO, _KILL = 0x00050000, 0x80000000
 _PID_HERE: Final = 0x7FFFFFF1  # larger than any pid
 
 _CLONE_THREAD: Final = 0x10000
@@ -65,6 +67,7 @@ _IOCTL: Final = (
 _FCNTL: Final = (*range(8), 36, 37, 38, 1030, 1032)  # copies, flags and locks; not who gets signals
 
 Instruction = tuple[int, int, int, int]
+_ALLOWED: Final = (_RETURN, 0, 0, 0x7FFF0000)
 
 
 def supported() -> bool:
@@ -80,80 +83,70 @@ def _answer(error: int) -> Instruction:
     return (_RETURN, 0, 0, _ERRNO | error)
 
 
-def _ranges(numbers: list[int]) -> list[tuple[int, int]]:
-    found: list[tuple[int, int]] = []
-    for number in sorted(numbers):
-        if found and found[-1][1] == number - 1:
-            found[-1] = (found[-1][0], number)
-        else:
-            found.append((number, number))
-    return found
-
-
-def _when(number: int, body: list[Instruction]) -> list[Instruction]:
-    """`body` for the system call `number`; it must return."""
-    return [(_EQUAL, 0, len(body), number), *body]
-
-
 def _one_of(index: int, values: tuple[int, ...], error: int) -> list[Instruction]:
     """Allowed where argument `index` is one of `values`."""
     tests = [(_EQUAL, len(values) - place, 0, value) for place, value in enumerate(values)]
-    return [_argument(index), *tests, _answer(error), (_RETURN, 0, 0, _ALLOW)]
+    return [_argument(index), *tests, _answer(error), _ALLOWED]
 
 
-def instructions(pid: int, machine: str) -> list[Instruction]:
-    """The filter for a program whose pid (as it sees it itself) is `pid`. machine: as platform.machine() names it."""
-    column, audit = _MACHINES[machine]
-
-    def number(on_x86: int, on_arm: int) -> int:
-        return (on_x86, on_arm)[column]
-
-    code: list[Instruction] = [
-        (_LOAD, 0, 0, _ARCH),
-        (_EQUAL, 1, 0, audit),
-        (_RETURN, 0, 0, _KILL),
-        (_LOAD, 0, 0, _NUMBER),
-    ]
-    if column == 0:
-        code += [(_AT_LEAST, 0, 1, _X32_BIT), (_RETURN, 0, 0, _KILL)]
-    plain = []
-    for entry in _ALLOWED.split(","):
+def _rules(pid: int, column: int) -> dict[int, list[Instruction]]:
+    """What is done about each system call that is not simply refused: instructions that end in an answer."""
+    rules: dict[int, list[Instruction]] = {}
+    for entry in _PLAIN.split(","):
         given = entry.split()[1:][column]
         if given != "-":
-            plain.append(int(given))
-    for low, high in _ranges(plain):
-        code += [(_AT_LEAST, 0, 2, low), (_MORE, 1, 0, high), (_RETURN, 0, 0, _ALLOW)]
-    thread = [
+            rules[int(given)] = [_ALLOWED]
+    clone, kill, tgkill, prlimit, prctl, ioctl, fcntl, socketpair = _SPECIAL[column]
+    rules[clone] = [
         _argument(0),
         (_ANY_BIT, 0, 1, _CLONE_NAMESPACES),
         _answer(errno.EPERM),
         (_ANY_BIT, 1, 0, _CLONE_THREAD),
         _answer(errno.EAGAIN),
-        (_RETURN, 0, 0, _ALLOW),
+        _ALLOWED,
     ]
-    code += _when(number(56, 220), thread)
-    code += _when(
-        435, [_answer(errno.ENOSYS)]
-    )  # clone3: its flags are out of a filter's reach; libc falls back to clone
+    rules[_CLONE3] = [_answer(errno.ENOSYS)]  # its flags are out of a filter's reach; libc falls back to clone
     if column == 0:
-        code += _when(57, [_answer(errno.EAGAIN)]) + _when(58, [_answer(errno.EAGAIN)])  # fork, vfork
-    code += _when(number(62, 129), _one_of(0, (pid,), errno.EPERM))  # kill
-    code += _when(number(234, 131), _one_of(0, (pid,), errno.EPERM))  # tgkill
-    code += _when(number(302, 261), _one_of(0, (0, pid), errno.EPERM))  # prlimit64
-    code += _when(number(157, 167), _one_of(0, _PRCTL, errno.EPERM))
-    code += _when(number(16, 29), _one_of(1, _IOCTL, errno.ENOTTY))
-    code += _when(number(72, 25), _one_of(1, _FCNTL, errno.EPERM))
-    pair = [
+        rules[57] = rules[58] = [_answer(errno.EAGAIN)]  # fork, vfork
+    rules[kill] = _one_of(0, (pid,), errno.EPERM)
+    rules[tgkill] = _one_of(0, (pid,), errno.EPERM)
+    rules[prlimit] = _one_of(0, (0, pid), errno.EPERM)
+    rules[prctl] = _one_of(0, _PRCTL, errno.EPERM)
+    rules[ioctl] = _one_of(1, _IOCTL, errno.ENOTTY)
+    rules[fcntl] = _one_of(1, _FCNTL, errno.EPERM)
+    rules[socketpair] = [
         _argument(0),
         (_EQUAL, 1, 0, 1),  # AF_UNIX
         _answer(errno.EPERM),
         _argument(1),
         (_AND, 0, 0, 0xF),
-        *[(_EQUAL, 1, 0, 1), _answer(errno.EPERM)],  # SOCK_STREAM: a datagram socket could be sent anywhere
-        (_RETURN, 0, 0, _ALLOW),
+        *[(_EQUAL, 1, 0, 1), _answer(errno.EPERM)],  # SOCK_STREAM: a datagram socket can send to any address
+        _ALLOWED,
     ]
-    code += _when(number(53, 199), pair)
-    return [*code, _answer(errno.EPERM)]
+    return rules
+
+
+def _tree(starts: list[tuple[int, list[Instruction]]]) -> list[Instruction]:
+    """A binary search over (first number, rule) in order: the kernel runs every number through it at each installation."""
+    if len(starts) == 1:
+        return starts[0][1]
+    middle = len(starts) // 2
+    low, high = _tree(starts[:middle]), _tree(starts[middle:])
+    assert len(low) < 256, "a jump is of eight bits"
+    return [(_AT_LEAST, len(low), 0, starts[middle][0]), *low, *high]
+
+
+def instructions(pid: int, machine: str) -> list[Instruction]:
+    """The filter for a program whose pid (as it sees it itself) is `pid`. machine: as platform.machine() names it."""
+    column, audit = _MACHINES[machine]
+    rules = _rules(pid, column)
+    refused = [_answer(errno.EPERM)]
+    starts: list[tuple[int, list[Instruction]]] = [(0, refused)]
+    for number in range(max(rules) + 2):
+        rule = rules.get(number, refused)
+        if rule != starts[-1][1]:
+            starts.append((number, rule))
+    return [(_LOAD, 0, 0, _ARCH), (_EQUAL, 1, 0, audit), (_RETURN, 0, 0, _KILL), (_LOAD, 0, 0, _NUMBER), *_tree(starts)]
 
 
 class Filter:
