@@ -48,16 +48,20 @@ def is_heldout(name: str, constants: Constants) -> bool:
     return hashlib.sha256(key.encode()).digest()[0] < 64
 
 
-def draw(problem: Problem, r: random.Random, heldout: bool) -> Constants:
-    """Constants of a problem of that split."""
+def draw(
+    problem: Problem, r: random.Random, heldout: bool, as_function: bool, but: Sequence[Constants] = ()
+) -> tuple[Constants, dict[str, Any]]:
+    """Constants of a problem of that split, none of `but`, and its tests."""
     while True:
         constants = problem.constants(r)
-        if is_heldout(problem.name, constants) == heldout:
-            return constants
+        if is_heldout(problem.name, constants) == heldout and constants not in but:
+            tests = unit_tests(problem, constants, as_function, r)
+            if tests is not None:
+                return constants, tests
 
 
-def unit_tests(problem: Problem, constants: Constants, as_function: bool, r: random.Random) -> dict[str, Any]:
-    """TESTS different tests of growing size."""
+def unit_tests(problem: Problem, constants: Constants, as_function: bool, r: random.Random) -> dict[str, Any] | None:
+    """TESTS different tests of growing size; None where the constants make too many answers the same."""
     inputs: list[str] = []
     outputs: list[str] = []
     seen: Counter[str] = Counter()
@@ -68,9 +72,13 @@ def unit_tests(problem: Problem, constants: Constants, as_function: bool, r: ran
             given, expected = _texts(problem, arguments, answer, as_function)
             if given not in inputs and seen[expected] < MAX_EQUAL_OUTPUTS:
                 break
+        else:
+            return None
         inputs.append(given)
         outputs.append(expected)
         seen[expected] += 1
+    if len(set(outputs) - set(outputs[:VISIBLE])) < VISIBLE:
+        return None
     return {"inputs": inputs, "outputs": outputs, **({"fn_name": problem.name} if as_function else {})}
 
 
@@ -108,18 +116,14 @@ def generate(n: int, seed: int, split: str) -> Iterator[dict[str, Any]]:
         r = random.Random(f"competition_code|{seed}|{split}|{k}")
         problem = PROBLEMS[k % len(PROBLEMS)]
         as_function = r.random() < 0.5
-        constants = draw(problem, r, split == "heldout")
+        constants, tests = draw(problem, r, split == "heldout", as_function)
         turns: list[dict[str, str]] = []
         used = [constants]
-        while len(used) <= problem.shots:
-            shown = draw(problem, r, False)
-            if shown in used:  # copying an example earns nothing
-                continue
+        for _ in range(problem.shots):  # other problems than the task's: copying an example earns nothing
+            shown, examples = draw(problem, r, False, as_function, used)
             used.append(shown)
-            question = statement(problem, shown, unit_tests(problem, shown, as_function, r), r)
-            turns.append({"role": "user", "content": question})
+            turns.append({"role": "user", "content": statement(problem, shown, examples, r)})
             turns.append({"role": "assistant", "content": fenced(problem.program(shown, as_function))})
-        tests = unit_tests(problem, constants, as_function, r)
         turns.append({"role": "user", "content": statement(problem, constants, tests, r)})
         yield {
             "responses_create_params": {"input": turns},

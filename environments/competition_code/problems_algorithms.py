@@ -265,7 +265,7 @@ ALGORITHMS = [
         fewest_moves,
         (("grid", "grid"),),
         lambda r: {"k": r.randint(1, 5), "wall": r.choice("#X@%*")},
-        lambda r, size, c: [_grid(r, size + 2, "." + c["wall"], 0.55)],
+        lambda r, size, c: [_grid(r, size + 2, "." + c["wall"], 0.42)],
         (
             "the least number of moves (up, down, left, right) from the top left to the bottom right cell that enter at most {k} cells "
             "{wall}, a first cell {wall} counted; -1 if there is no such way",
