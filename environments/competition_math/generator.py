@@ -145,7 +145,8 @@ def _is_heldout(family: str, question: str) -> bool:
     return hashlib.sha256(f"{family}|{question}".encode()).digest()[0] < 64
 
 
-def _draw(family: str, make: Callable[[random.Random], Made], r: random.Random, heldout: bool) -> Made:
+def draw(family: str, make: Callable[[random.Random], Made], r: random.Random, heldout: bool) -> Made:
+    """A task of `make` that belongs to that split."""
     while True:
         made = make(r)
         if _is_heldout(family, made[0]) == heldout:
@@ -157,12 +158,12 @@ def generate(n: int, seed: int, split: str) -> Iterator[dict[str, Any]]:
     for k in range(n):
         r = random.Random(f"competition_math|{seed}|{split}|{k}")
         family, difficulty, shots, make = FAMILIES[k % len(FAMILIES)]
-        question, _, answer = _draw(family, make, r, split == "heldout")
+        question, _, answer = draw(family, make, r, split == "heldout")
         turns: list[dict[str, str]] = []
         for _ in range(shots):
-            shown, reasoning, shown_answer = _draw(family, make, r, False)
+            shown, reasoning, shown_answer = draw(family, make, r, False)
             while shown == question or shown_answer == answer:  # copying an example earns nothing
-                shown, reasoning, shown_answer = _draw(family, make, r, False)
+                shown, reasoning, shown_answer = draw(family, make, r, False)
             turns.append({"role": "user", "content": f"{shown} {INSTRUCTION}"})
             turns.append({"role": "assistant", "content": f"{reasoning} \\boxed{{{shown_answer}}}"})
         turns.append({"role": "user", "content": f"{question} {INSTRUCTION}"})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import field_validator
 
@@ -47,7 +47,7 @@ class CompetitionMath(Environment):
     """One question, one final answer in a box."""
 
     name = "competition_math"
-    settings_type = MathSettings
+    settings_type: ClassVar[type[MathSettings]] = MathSettings
     row_type = MathRow
     _judge: ModelClient | None = None
 

@@ -1,0 +1,1 @@
+"""Programming tasks graded by running the answer on tests, in a sandbox."""
