@@ -2,8 +2,8 @@
 
 What the model does wrong (an unknown tool, arguments that are no JSON object, a tool that refuses) becomes a tool output that it
 sees; what the infrastructure does wrong is a Failure. Calls of one turn run in the listed order, and at once where the
-environment declares all of them read-only. The loop ends with a turn that calls nothing, at the step limit (scored, not
-truncated), or where the engine cut the answer (truncated).
+environment declares all of them read-only. The loop ends with a turn that calls nothing, at the step limit, its own
+or the environment's (scored, not truncated), or where the engine cut the answer (truncated).
 
 A phase that failed is tried again as that phase: the same call to the same tool, the verdict of the same output. Only where the
 model server failed may a caller start the episode anew: sampling again because a tool or a verdict failed would let the policy be
@@ -48,11 +48,12 @@ class Target:
 
 @dataclass(frozen=True)
 class Session:
-    """What seed_session answered. key: of this episode, the start of its idempotency keys."""
+    """What seed_session answered. max_steps: the environment's own limit. key: of this episode, the start of its idempotency keys."""
 
     cookies: dict[str, str]
     group: bool
     read_only: frozenset[str]
+    max_steps: int | None = None
     key: str = field(default_factory=lambda: secrets.token_hex(8))
 
 
@@ -72,15 +73,23 @@ async def seed(client: Client, row: dict[str, Any], target: Target, limits: Loop
     """Open a session. Raises FailureError, RowError."""
     reply = await client.post(f"{target.environment_url}/seed_session", row, seconds=limits.tool_seconds)
     about = reply.json()
-    read_only = about.get("read_only_tools")
+    read_only, steps = about.get("read_only_tools"), about.get("max_steps")
     return Session(
         reply.cookies,
         about.get("reward") == "group",
         frozenset(read_only) if isinstance(read_only, list) else frozenset(),
+        steps if isinstance(steps, int) and steps > 0 else None,
     )
 
 
-async def _call_tool(
+def offered_tools(row: dict[str, Any]) -> set[str]:
+    """Names of the functions that a task offers, and that can be paths of the environment's server."""
+    tools = (row.get("responses_create_params") or {}).get("tools")
+    functions = [tool for tool in tools or [] if isinstance(tool, dict) and tool.get("type", "function") == "function"]
+    return set(filter(is_tool_name, (str(tool.get("name")) for tool in functions)))
+
+
+async def call_tool(
     client: Client, call: Item, allowed: set[str], target: Target, session: Session, limits: LoopLimits, key: str
 ) -> ToolCall:
     """One tool call; a mistake of the model is an output with `error`. Raises FailureError, never a retryable one."""
@@ -132,7 +141,7 @@ async def _call_tools(
 
     def one(number: int) -> Coroutine[Any, Any, ToolCall]:
         key = f"{session.key}/{step}/{number}"
-        return _call_tool(client, calls[number], allowed, target, session, limits, key)
+        return call_tool(client, calls[number], allowed, target, session, limits, key)
 
     if len(calls) < 2 or any(call.get("name") not in session.read_only for call in calls):
         return [await one(number) for number in range(len(calls))]
@@ -153,11 +162,9 @@ async def generate(
     """
     params = dict(row.get("responses_create_params") or {})
     history = _as_input(params.pop("input", []))
-    tools = [tool for tool in params.get("tools") or [] if isinstance(tool, dict)]
-    declared = {str(tool.get("name")) for tool in tools if tool.get("type", "function") == "function"}
-    allowed = set(filter(is_tool_name, declared))  # a name is a path segment of the environment's server
+    allowed = offered_tools(row)
     response: dict[str, Any] = {}
-    for step in range(limits.steps):
+    for step in range(min(limits.steps, session.max_steps or limits.steps)):
         began = time.monotonic()
         request = {**params, **target.sampling, "input": [*history, *rollout.output], "seed": rollout.seed}
         reply = await client.post(
