@@ -50,6 +50,14 @@ class TrueCall(BaseModel):
         except orjson.JSONDecodeError as error:
             raise ValueError(f"not JSON: {error}") from None
 
+    @model_validator(mode="after")
+    def _taken(self) -> TrueCall:
+        try:
+            TOOLS[self.name].parse(self.arguments)
+        except ToolRefused as error:
+            raise ValueError(str(error)) from None
+        return self
+
 
 class WorkplaceRow(Row):
     """A published row, or one of ours."""
