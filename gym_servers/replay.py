@@ -92,6 +92,8 @@ def _plain(value: Any, depth: int = 0) -> Any:
     if isinstance(value, set | frozenset):
         return {repr(one): True for one in sorted(value, key=repr)}
     inner = value.__getstate__()
+    if isinstance(inner, tuple) and len(inner) == 2 and isinstance(inner[1], dict):  # of a class with __slots__
+        inner = {**(inner[0] or {}), **inner[1]}
     return repr(value) if inner is None else _plain(inner, depth + 1)
 
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from gym_servers import cli
 
 Line = dict[str, Any]
-COUNTS = {"competition_math": 106, "instruction_following": 338, "structured_outputs": 80}
+COUNTS = {"competition_math": 106, "instruction_following": 338, "structured_outputs": 80, "workplace_assistant": 37}
 pytestmark = pytest.mark.conformance
 
 
@@ -53,7 +53,10 @@ def test_recorded_verdicts(
     assert len(cases) == COUNTS[environment]
     by_settings: dict[str, list[Line]] = defaultdict(list)
     for case in cases:
-        by_settings[json.dumps(case.get("server_config") or {})].append(case)
+        settings = dict(case.get("server_config") or {})
+        if "database" in case:
+            settings["database"] = str(conformance / case["database"])
+        by_settings[json.dumps(settings)].append(case)
     got = {
         line["id"]: line
         for settings, some in by_settings.items()

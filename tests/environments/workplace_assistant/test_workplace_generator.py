@@ -24,9 +24,7 @@ def request(row: Line) -> str:
 
 def values(rows: list[Line]) -> set[str]:
     """Every value of every call of the ground truths."""
-    return {
-        value for row in rows for true in row["ground_truth"] for value in json.loads(true["arguments"]).values()
-    }
+    return {value for row in rows for true in row["ground_truth"] for value in json.loads(true["arguments"]).values()}
 
 
 def test_the_same_seed_gives_the_same_rows_whatever_their_number() -> None:
@@ -46,7 +44,12 @@ def test_people_records_and_texts_of_the_splits_are_disjoint() -> None:
         for row in rows:
             for true in row["ground_truth"]:
                 for name, value in json.loads(true["arguments"]).items():
-                    table = {"email_id": "emails", "event_id": "events", "task_id": "tasks", "customer_id": "customers"}.get(name)
+                    table = {
+                        "email_id": "emails",
+                        "event_id": "events",
+                        "task_id": "tasks",
+                        "customer_id": "customers",
+                    }.get(name)
                     if table:
                         assert base.tables[table][value][COLUMN[table]] in mail[split]  # type: ignore[index]
     dates = [{v for v in values(rows) if v.startswith("2025-0") and len(v) == 10} for rows in (TRAIN, HELDOUT)]

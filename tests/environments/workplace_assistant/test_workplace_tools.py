@@ -22,7 +22,9 @@ from gym_servers.tools import ToolRefused
 
 def email(key: str, who: str, subject: str, time: str, body: str = "text") -> Record:
     values = (key, "inbox", who, subject, time, body)
-    return dict(zip(("email_id", "inbox/outbox", "sender/recipient", "subject", "sent_datetime", "body"), values, strict=True))
+    return dict(
+        zip(("email_id", "inbox/outbox", "sender/recipient", "subject", "sent_datetime", "body"), values, strict=True)
+    )
 
 
 def event(key: str, name: str, who: str, start: str, duration: str) -> Record:
@@ -101,11 +103,19 @@ def test_emails_are_found_by_all_words_in_any_column_and_by_day() -> None:
 
 def test_what_is_sent_is_found_and_answers_go_to_the_other_side() -> None:
     state = small()
-    assert call(state, "email_send_email", {"recipient": "B@X.org", "subject": "S", "body": "T"}) == "Email sent successfully."
+    assert (
+        call(state, "email_send_email", {"recipient": "B@X.org", "subject": "S", "body": "T"})
+        == "Email sent successfully."
+    )
     assert call(state, "email_reply_email", {"email_id": "00000007", "body": "Yes"}) == "Email replied successfully."
-    assert call(state, "email_forward_email", {"email_id": "00000001", "recipient": "c@x.org"}) == "Email forwarded successfully."
+    assert (
+        call(state, "email_forward_email", {"email_id": "00000001", "recipient": "c@x.org"})
+        == "Email forwarded successfully."
+    )
     sent = call(state, "email_search_emails", {"date_min": "2024-01-05"})["emails"]
-    assert [(one["email_id"], one["inbox/outbox"], one["sender/recipient"], one["subject"], one["body"]) for one in sent] == [
+    assert [
+        (one["email_id"], one["inbox/outbox"], one["sender/recipient"], one["subject"], one["body"]) for one in sent
+    ] == [
         ("8", "outbox", "b@x.org", "S", "T"),
         ("9", "outbox", "bob.ann@x.org", "Small plan", "Yes"),
         ("10", "outbox", "c@x.org", "FW: Big plan", "text"),
@@ -164,13 +174,18 @@ def test_analytics_count_by_day() -> None:
     assert len(call(state, "analytics_get_visitor_information_by_id", {"visitor_id": "0001"})) == 2
     plot = {"time_min": "2024-01-01", "time_max": "2024-01-03", "value_to_plot": "user_engaged", "plot_type": "line"}
     assert call(state, "analytics_create_plot", plot) == "plots/2024-01-01_2024-01-03_user_engaged_line.png"
-    assert call(state, "analytics_create_plot", {**plot, "plot_type": "pie"}).startswith("Plot type must be one of 'bar'")
+    assert call(state, "analytics_create_plot", {**plot, "plot_type": "pie"}).startswith(
+        "Plot type must be one of 'bar'"
+    )
     assert len(state.plots) == 1
 
 
 def test_tasks_and_customers_are_found_changed_and_made() -> None:
     state = small()
-    assert call(state, "project_management_search_tasks", {"list_name": "back", "task_name": "FIX"})[0]["task_id"] == "00000004"
+    assert (
+        call(state, "project_management_search_tasks", {"list_name": "back", "task_name": "FIX"})[0]["task_id"]
+        == "00000004"
+    )
     update = {"task_id": "00000004", "field": "assigned_to_email", "new_value": "BOB.ann@x.org"}
     assert call(state, "project_management_update_task", update) == "Task updated successfully."
     assert call(state, "project_management_search_tasks", {"assigned_to_email": "ann@x.org", "board": "Design"})
@@ -203,7 +218,7 @@ VALUES = st.one_of(
 )
 
 
-@settings(max_examples=400)
+@settings(max_examples=100)
 @given(st.data())
 def test_whatever_a_tool_gets_it_answers_or_refuses(data: st.DataObject) -> None:
     state = small()

@@ -82,7 +82,9 @@ def test_the_state_of_the_session_decides_and_comes_to_the_same_as_the_calls() -
 
 def test_explanations_name_what_is_missing_and_what_was_not_asked() -> None:
     row = {"ground_truth": [{"name": "email_delete_email", "arguments": {"email_id": "00000018"}}]}
-    found = verdict(row, [{"type": "function_call", "name": "email_delete_email", "arguments": '{"email_id": "00000019"}'}])
+    found = verdict(
+        row, [{"type": "function_call", "name": "email_delete_email", "arguments": '{"email_id": "00000019"}'}]
+    )
     assert found.explanation == "missing: deleted email_id 00000018. not asked: deleted email_id 00000019"
     assert found.parts == {"expected": 1, "missing": 1, "unexpected": 1}
 
