@@ -66,6 +66,7 @@ def create_plot(
     for name, day in (("time_min", time_min), ("time_max", time_max)):
         if moment(day) is None:
             raise ToolRefused(f"argument '{name}': '{day[:40]}' is not a date. Format: YYYY-MM-DD")
+    state.room()
     state.plots.append(f"plots/{time_min}_{time_max}_{value_to_plot}_{plot_type}.png")
     return state.plots[-1]
 

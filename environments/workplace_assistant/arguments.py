@@ -20,7 +20,13 @@ from environments.workplace_assistant.database import moment
 from gym_servers.tools import Tool, ToolRefused
 
 
+MAX_TEXT = 10_000
+"""Characters of one argument: a forwarded email is a copy of its text."""
+
+
 def _written(value: Any) -> Any:
+    if isinstance(value, str) and len(value) > MAX_TEXT:
+        raise ValueError(f"must have at most {MAX_TEXT} characters")
     if isinstance(value, bool):
         return str(value)
     if isinstance(value, float) and math.isfinite(value) and value.is_integer():

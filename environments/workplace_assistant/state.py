@@ -11,9 +11,12 @@ from typing import Any
 
 from environments.workplace_assistant.database import FORMS, Database, Record, TableName, load, searched
 from gym_servers.protocol import OmnigymError
+from gym_servers.tools import ToolRefused
 
-MAX_QUERY = 500
+MAX_QUERY = 200
 """Characters of a search's text: each of its words is looked for in every record."""
+MAX_MADE = 200
+"""Records and plots that an episode may make, so that no session grows without end."""
 
 
 class Workplace:
@@ -79,8 +82,14 @@ class Workplace:
                 found.append(record)
         return found
 
+    def room(self) -> None:
+        """Raises ToolRefused where no more can be made."""
+        if sum(self.made.values()) + len(self.plots) >= MAX_MADE:
+            raise ToolRefused(f"{MAX_MADE} records and plots were made already, no more fit")
+
     def make(self, table: TableName, record: Record, pad: bool = True) -> str:
-        """Add a record; its id, one more than any there has been."""
+        """Add a record; its id, one more than any there has been. Raises ToolRefused where no more can be made."""
+        self.room()
         base = self.base.tables[table]
         made = self.made.get(table, 0)
         self.made[table] = made + 1

@@ -139,7 +139,8 @@ def test_a_tool_that_crashes_is_a_difference_and_not_the_end(till: Rollout) -> N
     record = till.model_copy(deep=True)
     record.output[0].update(name="crash", arguments="{}")
     again = asyncio.run(replay(TillEnvironment(), record))
-    assert again.calls[0].output.startswith("(failure: tool_crash: environment 'kit_till' tool 'crash': KeyError")
+    assert again.calls[0].output.startswith("(failure: tool_crash: ") and "KeyError: 'drawer'" in again.calls[0].output
+    assert "output of call 0, crash" in again.differences(record)
     assert len(again.calls) == 5
 
 

@@ -96,7 +96,7 @@ def test_emails_are_found_by_all_words_in_any_column_and_by_day() -> None:
     assert ids(search(date_max="2024-01-03"), "emails", "email_id") == ["00000007", "00000001"]  # to the end of the day
     assert ids(search(date_min="2024-01-02"), "emails", "email_id") == ["00000007"]
     assert search(page_size=1, page=9)["pagination"] == {"total_emails": 2, "page": 2, "page_size": 1, "total_pages": 2}
-    for wrong in ({"date_min": "soon"}, {"page_size": 0}, {"page_size": -3}, {"query": "x" * 501}):
+    for wrong in ({"date_min": "soon"}, {"page_size": 0}, {"page_size": -3}, {"query": "x" * 201}):
         with pytest.raises(ToolRefused):
             search(**wrong)
 
@@ -202,6 +202,20 @@ def test_tasks_and_customers_are_found_changed_and_made() -> None:
     assert search(status="won", product_interest="software") == ["00000006"]
     with pytest.raises(ToolRefused, match="argument 'follow_up_by_min': 'x' is not a date"):
         search(follow_up_by_min="x")
+
+
+def test_an_episode_makes_a_bounded_number_of_records_of_bounded_size() -> None:
+    state = small()
+    made = {"recipient": "a@b.c", "subject": "S", "body": "B" * 10_000}
+    for _ in range(199):
+        assert call(state, "email_send_email", made) == "Email sent successfully."
+    plot = {"time_min": "2024-01-01", "time_max": "2024-01-03", "value_to_plot": "user_engaged", "plot_type": "line"}
+    call(state, "analytics_create_plot", plot)
+    for name, arguments in (("email_send_email", made), ("analytics_create_plot", plot)):
+        with pytest.raises(ToolRefused, match="200 records and plots were made already"):
+            call(state, name, arguments)
+    with pytest.raises(ToolRefused, match="argument 'body': Value error, must have at most 10000 characters"):
+        call(small(), "email_send_email", {**made, "body": "B" * 10_001})
 
 
 VALUES = st.one_of(
