@@ -269,7 +269,7 @@ MUTATIONS = (
         "gym_servers/replay.py",
         "if one.output != one.recorded]",
         "if not one.name]",
-        "tests/gym_servers/test_replay.py::test_a_record_that_lies_is_marked_and_exits_1",
+        "tests/gym_servers/test_replay.py::test_a_tool_that_crashes_is_a_difference_and_not_the_end",
     ),
 )
 

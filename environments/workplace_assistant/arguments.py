@@ -19,7 +19,6 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 from environments.workplace_assistant.database import moment
 from gym_servers.tools import Tool, ToolRefused
 
-
 MAX_TEXT = 10_000
 """Characters of one argument: a forwarded email is a copy of its text."""
 
