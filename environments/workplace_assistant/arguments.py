@@ -17,6 +17,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from environments.workplace_assistant.database import moment
+from environments.workplace_assistant.state import Workplace
 from gym_servers.tools import Tool, ToolRefused
 
 MAX_TEXT = 10_000
@@ -55,15 +56,21 @@ class PublishedTool(Tool):
 
 
 def published(area: str, function: Callable[..., Any], *, read_only: bool = False) -> PublishedTool:
-    """The tool `<area>_<function>`."""
-    tool = PublishedTool.of(function, name=f"{area}_{function.__name__}", read_only=read_only)
+    """The tool `<area>_<function>`, refused where the task of its state does not offer it."""
+    name = f"{area}_{function.__name__}"
+    tool = PublishedTool.of(function, name=name, read_only=read_only)
     assert isinstance(tool, PublishedTool)
+
+    def offered_only(state: Workplace, **arguments: Any) -> Any:
+        state.check_offered(name)
+        return function(state, **arguments)
+
     needed = [
         parameter.name
         for parameter in inspect.signature(function).parameters.values()
         if parameter.kind is parameter.POSITIONAL_OR_KEYWORD and parameter.name != "state"
     ]
-    return dataclasses.replace(tool, needed=tuple(needed))
+    return dataclasses.replace(tool, function=offered_only, needed=tuple(needed))
 
 
 def listed(values: tuple[str, ...]) -> str:

@@ -9,7 +9,7 @@ from environments.workplace_assistant import generator, probes
 from environments.workplace_assistant.database import load
 from environments.workplace_assistant.state import Workplace
 from environments.workplace_assistant.toolset import TOOLS
-from environments.workplace_assistant.verifier import WorkplaceRow, replayed, verdict
+from environments.workplace_assistant.verifier import WorkplaceRow, opened, replayed, verdict
 from gym_servers.environment import Row, Settings, Split, StatefulEnvironment
 from gym_servers.protocol import Item, OmnigymError, Verdict
 from gym_servers.tools import Tool
@@ -41,7 +41,7 @@ class WorkplaceAssistant(StatefulEnvironment):
         load(self.settings.database)
 
     def seed(self, row: Row) -> Workplace:
-        return Workplace(load(self.settings.database))
+        return opened(row, load(self.settings.database))
 
     def verify_state(self, row: Row, output: list[Item], state: Any) -> Verdict:
         """On the session's state, else on the one that the calls of `output` lead to."""

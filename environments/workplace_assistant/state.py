@@ -21,12 +21,13 @@ MAX_MADE = 200
 
 class Workplace:
     """changes: by table, records that are new or differ by id, None for those deleted. made: how many were ever made, so that no
-    id is given twice. plots: files of plots in the order they were made."""
+    id is given twice. plots: files of plots in the order they were made. offered: names of the tools that may be called, None for
+    all of them."""
 
-    __slots__ = ("base", "changes", "made", "plots")
+    __slots__ = ("base", "changes", "made", "offered", "plots")
 
-    def __init__(self, base: Database) -> None:
-        self.base = base
+    def __init__(self, base: Database, offered: list[str] | None = None) -> None:
+        self.base, self.offered = base, offered
         self.changes: dict[TableName, dict[str, Record | None]] = {}
         self.made: dict[TableName, int] = {}
         self.plots: list[str] = []
@@ -37,6 +38,7 @@ class Workplace:
             "changes": self.changes,
             "made": self.made,
             "plots": self.plots,
+            "offered": self.offered,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -48,6 +50,12 @@ class Workplace:
                 f"started from ({self.base.digest}, then {digest}): its processes must read the same files"
             )
         self.changes, self.made, self.plots = state["changes"], state["made"], state["plots"]
+        self.offered = state["offered"]
+
+    def check_offered(self, name: str) -> None:
+        """Raises ToolRefused where the task does not offer tool `name`: an agent other than ours may call any path of the server."""
+        if self.offered is not None and name not in self.offered:
+            raise ToolRefused(f"there is no tool '{name}' for this task. Tools: {', '.join(self.offered) or 'none'}")
 
     def get(self, table: TableName, key: str) -> Record | None:
         """The record, to be read only; None where there is none."""

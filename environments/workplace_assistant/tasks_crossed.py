@@ -42,15 +42,15 @@ def meeting_and_email(w: World) -> Task:
     day = w.now.date() + timedelta(days=7 - w.now.weekday() + ahead)
     hour, duration = w.r.choice([9, 10, 11, 13, 14, 15]), w.r.choice(["30", "60"])
     said = w.say(
-        "book '{subject}' with {to} on {weekday} of next week at {hour} o'clock for {duration} minutes, and email {to} with "
+        "book '{subject}' with {to} on {weekday} of next week at {hour}:00 for {duration} minutes, and email {to} with "
         "the subject '{subject}' and the text '{body}'",
         subject=subject,
         to=first_name(to),
         weekday=WEEKDAYS[ahead],
-        hour=f"{hour}:00",
+        hour=hour,
         duration=duration,
         body=body,
-    ).replace(":00 o'clock", ":00")
+    )
     event = {
         "event_name": subject,
         "participant_email": to,

@@ -12,7 +12,7 @@ from collections import Counter
 from typing import Any
 
 import orjson
-from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from environments.workplace_assistant.database import FORMS, Database, Record
 from environments.workplace_assistant.state import Workplace
@@ -62,7 +62,7 @@ class TrueCall(BaseModel):
 class WorkplaceRow(Row):
     """A published row, or one of ours."""
 
-    ground_truth: list[TrueCall]
+    ground_truth: list[TrueCall] = Field(max_length=100)
     category: str = ""
 
     @model_validator(mode="after")
@@ -84,6 +84,12 @@ def allowed_tools(row: Row) -> set[str]:
     return {str(tool.get("name")) for tool in declared if isinstance(tool, dict)} & set(TOOLS)
 
 
+def opened(row: Row, base: Database) -> Workplace:
+    """The state at the start of an episode."""
+    allowed = allowed_tools(row)
+    return Workplace(base, None if len(allowed) == len(TOOLS) else sorted(allowed))
+
+
 def made_calls(output: list[Item]) -> list[Item]:
     """The calls that were made. Where the output has what tools answered, a call without an answer was not."""
     answered = {str(item.get("call_id")) for item in output if item.get("type") == "function_call_output"}
@@ -93,10 +99,10 @@ def made_calls(output: list[Item]) -> list[Item]:
 
 def replayed(row: Row, output: list[Item], base: Database, max_chars: int) -> Workplace:
     """The state after the calls of `output`, from the start. A call that a tool or the agent refuses changes nothing."""
-    state, allowed = Workplace(base), allowed_tools(row)
+    state = opened(row, base)
     for item in made_calls(output):
         name, raw = str(item.get("name")), item.get("arguments") or "{}"
-        if name not in allowed or TOOLS[name].read_only or not isinstance(raw, str) or len(raw.encode()) > max_chars:
+        if name not in TOOLS or TOOLS[name].read_only or not isinstance(raw, str) or len(raw.encode()) > max_chars:
             continue
         try:
             arguments = orjson.loads(raw)

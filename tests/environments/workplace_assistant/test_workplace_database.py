@@ -15,6 +15,7 @@ from environments.workplace_assistant.database import FORMS, VISITS, load, read_
 from environments.workplace_assistant.server import WorkplaceAssistant, WorkplaceSettings
 from environments.workplace_assistant.state import Workplace
 from environments.workplace_assistant.toolset import call
+from gym_servers.environment import Row
 from gym_servers.protocol import OmnigymError
 
 FILES = {
@@ -44,7 +45,7 @@ def test_a_folder_is_read(folder: Path) -> None:
     assert base.tables["emails"]["001"]["body"] == "a, b"
     assert base.tables["customers"]["004"]["customer_phone"] is None and base.tables["customers"]["004"]["notes"] == ""
     assert (base.people, base.now, base.visits[0].engaged) == (("ann@x.org", "bob@x.org"), "2023-11-30 23:59:00", True)
-    state = WorkplaceAssistant(WorkplaceSettings(database=str(folder))).seed(None)  # type: ignore[arg-type]
+    state = WorkplaceAssistant(WorkplaceSettings(database=str(folder))).seed(Row())
     assert call(state, "calendar_delete_event", {"event_id": "002"}) == "Event deleted successfully."
 
 

@@ -196,6 +196,30 @@ def test_strange_declarations_of_tools_are_no_500(
         assert shared[0].post(path, json=body).status_code in (200, 422)
 
 
+def test_the_server_refuses_what_the_task_does_not_offer_whatever_the_agent(
+    shared: tuple[httpx.Client, httpx.Client, MemorySessions],
+) -> None:
+    row = {**ROWS[0], "ground_truth": [{"name": "email_delete_email", "arguments": {"email_id": "00000018"}}]}
+    row["responses_create_params"] = {"input": [], "tools": [declarations()["email_delete_email"]]}
+    header = opened(shared[0], row)
+    reply = shared[0].post("/email_reply_email", json={"email_id": "00000018", "body": "B"}, headers=header)
+    assert reply.status_code == 422
+    said = "there is no tool 'email_reply_email' for this task. Tools: email_delete_email"
+    assert reply.json()["error"]["message"] == said
+    assert shared[1].post("/email_delete_email", json={"email_id": "00000018"}, headers=header).status_code == 200
+    body = {**row, "response": {"output": []}}
+    assert shared[1].post("/verify", json=body, headers=header).json()["reward"] == 1.0
+
+
+@pytest.mark.parametrize("calls", [101, 20_000])
+def test_a_ground_truth_that_is_too_long_is_refused(
+    shared: tuple[httpx.Client, httpx.Client, MemorySessions], calls: int
+) -> None:
+    row = {**ROWS[0], "ground_truth": [{"name": "email_delete_email", "arguments": "{}"}] * calls}
+    reply = shared[0].post("/seed_session", json=row)
+    assert reply.status_code == 422 and "field 'ground_truth'" in reply.json()["error"]["message"]
+
+
 def test_arguments_beyond_the_limit_are_refused(shared: tuple[httpx.Client, httpx.Client, MemorySessions]) -> None:
     header = opened(shared[0], ROWS[0])
     reply = shared[0].post("/email_search_emails", json={"query": "x" * 70_000}, headers=header)
