@@ -51,6 +51,8 @@ class Environment(ABC):
     reward: ClassVar[Literal["single", "group"]] = "single"
     reward_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
     agent: ClassVar[str] = "tool_loop"
+    max_steps: ClassVar[int | None] = None
+    """Model calls that an episode may take; None: as many as the agent allows. An agent of ours takes the smaller number."""
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings: Any = settings if settings is not None else self.settings_type()

@@ -4,10 +4,11 @@
 that failed is 503 `{error, retryable}`, a bad row 422; a 200 always has a reward. A repeated request with the same
 `Idempotency-Key` gets the stored verdict. `POST /verify_group` does so for the rollouts of a task together.
 
-`POST /seed_session` opens a session where the environment has a state; the answer says how the environment rewards and which tools
-only read. The session is a cookie or the header `X-Session-Id`, and ends with the verdict. `POST /<tool>` calls a tool: 422 is
-for the model to read, 503 is a failure. `GET /tools` lists them for `responses_create_params.tools`. `POST /user_turn`, where the
-environment has a simulated user, takes `{messages: [{role, content}]}` and answers `{message, done}`. `GET /openapi.json` describes all of it.
+`POST /seed_session` opens a session where the environment has a state; the answer says how the environment rewards, which tools
+only read, and how many steps an episode may take. The session is a cookie or the header `X-Session-Id`, and ends with the
+verdict. `POST /<tool>` calls a tool: 422 is for the model to read, 503 is a failure. `GET /tools` lists them for
+`responses_create_params.tools`. `POST /user_turn`, where the environment has a simulated user, takes `{messages: [{role, content}]}`
+and answers `{message, done}`. `GET /openapi.json` describes all of it.
 `/readyz` is 503 until the first worker stands, so that no verdict waits for imports.
 """
 
@@ -125,6 +126,7 @@ class Served:
             "reward": environment.reward,
             "agent": environment.agent,
             "read_only_tools": [t.name for t in self.tools.values() if t.read_only],
+            **({"max_steps": environment.max_steps} if environment.max_steps is not None else {}),
         }
         if isinstance(environment, ConversationEnvironment):
             self.about["max_turns"] = environment.settings.max_turns

@@ -243,6 +243,48 @@ MUTATIONS = (
         '"TMPDIR")',
         "tests/gym_servers/test_environment_folders.py::test_a_server_and_its_workers_find_it",
     ),
+    Mutation(
+        "what was not asked is forgiven",
+        "environments/workplace_assistant/verifier.py",
+        "    if not missing and not unexpected:",
+        "    if not missing:",
+        "tests/environments/workplace_assistant/test_workplace_verdicts.py::test_the_perfect_agent_earns_all_the_silent_one_nothing_and_no_hack_anything",
+    ),
+    Mutation(
+        "a call that was cut off counts as made",
+        "environments/workplace_assistant/verifier.py",
+        'return [item for item in calls if str(item.get("call_id")) in answered] if answered else calls',
+        "return calls",
+        "tests/environments/workplace_assistant/test_workplace_verdicts.py::test_the_perfect_agent_earns_all_the_silent_one_nothing_and_no_hack_anything",
+    ),
+    Mutation(
+        "ids are given twice",
+        "environments/workplace_assistant/state.py",
+        "number = str(max(map(int, base), default=-1) + 1 + made)",
+        "number = str(max(map(int, base), default=-1) + 1)",
+        "tests/environments/workplace_assistant/test_workplace_verdicts.py::test_ids_of_what_was_made_and_removed_are_never_given_again",
+    ),
+    Mutation(
+        "a session goes on over another database",
+        "environments/workplace_assistant/state.py",
+        "if self.base.digest != digest:",
+        "if not digest:",
+        "tests/environments/workplace_assistant/test_workplace_database.py::test_a_state_of_other_files_is_refused",
+    ),
+    Mutation(
+        "an environment's step limit is not kept",
+        "gym_servers/agents/tool_loop.py",
+        "range(min(limits.steps, session.max_steps or limits.steps))",
+        "range(limits.steps)",
+        "tests/gym_servers/test_kit_tool_loop.py::test_the_environment_s_own_step_limit_is_kept_where_it_is_the_smaller",
+    ),
+    Mutation(
+        "a replay believes the recorded outputs",
+        "gym_servers/replay.py",
+        "if one.output != one.recorded]",
+        "if not one.name]",
+        "tests/gym_servers/test_replay.py::test_a_tool_that_crashes_is_a_difference_and_not_the_end",
+    ),
 )
 
 

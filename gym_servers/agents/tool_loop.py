@@ -2,8 +2,8 @@
 
 What the model does wrong (an unknown tool, arguments that are no JSON object, a tool that refuses) becomes a tool output that it
 sees; what the infrastructure does wrong is a Failure. Calls of one turn run in the listed order, and at once where the
-environment declares all of them read-only. The loop ends with a turn that calls nothing, at the step limit (scored, not
-truncated), or where the engine cut the answer (truncated).
+environment declares all of them read-only. The loop ends with a turn that calls nothing, at the step limit, its own
+or the environment's (scored, not truncated), or where the engine cut the answer (truncated).
 
 A phase that failed is tried again as that phase: the same call to the same tool, the verdict of the same output. Only where the
 model server failed may a caller start the episode anew: sampling again because a tool or a verdict failed would let the policy be
@@ -51,6 +51,7 @@ class Session:
     """What seed_session answered. key: of this episode, the start of its idempotency keys.
 
     agent: which one the environment wants. max_turns: of its simulated user. ending_tools: after one of them nothing follows.
+    max_steps: the environment's own limit of model calls.
     """
 
     cookies: dict[str, str]
@@ -59,6 +60,7 @@ class Session:
     agent: str = "tool_loop"
     max_turns: int = 1
     ending_tools: frozenset[str] = frozenset()
+    max_steps: int | None = None
     key: str = field(default_factory=lambda: secrets.token_hex(8))
 
 
@@ -84,6 +86,7 @@ async def seed(client: Client, row: dict[str, Any], target: Target, limits: Loop
     """Open a session. Raises FailureError, RowError."""
     reply = await client.post(f"{target.environment_url}/seed_session", row, seconds=limits.tool_seconds)
     about = reply.json()
+    steps = about.get("max_steps")
     return Session(
         reply.cookies,
         about.get("reward") == "group",
@@ -91,10 +94,18 @@ async def seed(client: Client, row: dict[str, Any], target: Target, limits: Loop
         str(about.get("agent") or "tool_loop"),
         int(about.get("max_turns") or 1),
         _names(about.get("ending_tools")),
+        steps if isinstance(steps, int) and steps > 0 else None,
     )
 
 
-async def _call_tool(
+def offered_tools(row: dict[str, Any]) -> set[str]:
+    """Names of the functions that a task offers, and that can be paths of the environment's server."""
+    tools = (row.get("responses_create_params") or {}).get("tools")
+    functions = [tool for tool in tools or [] if isinstance(tool, dict) and tool.get("type", "function") == "function"]
+    return set(filter(is_tool_name, (str(tool.get("name")) for tool in functions)))
+
+
+async def call_tool(
     client: Client, call: Item, allowed: set[str], target: Target, session: Session, limits: LoopLimits, key: str
 ) -> ToolCall:
     """One tool call; a mistake of the model is an output with `error`. Raises FailureError, never a retryable one."""
@@ -146,7 +157,7 @@ async def _call_tools(
 
     def one(number: int) -> Coroutine[Any, Any, ToolCall]:
         key = f"{session.key}/{step}/{number}"
-        return _call_tool(client, calls[number], allowed, target, session, limits, key)
+        return call_tool(client, calls[number], allowed, target, session, limits, key)
 
     if len(calls) < 2 or any(call.get("name") not in session.read_only for call in calls):
         return [await one(number) for number in range(len(calls))]
@@ -167,11 +178,9 @@ async def generate(
     """
     params = dict(row.get("responses_create_params") or {})
     history = as_input(params.pop("input", []))
-    tools = [tool for tool in params.get("tools") or [] if isinstance(tool, dict)]
-    declared = {str(tool.get("name")) for tool in tools if tool.get("type", "function") == "function"}
-    allowed = set(filter(is_tool_name, declared))  # a name is a path segment of the environment's server
+    allowed = offered_tools(row)
     response: dict[str, Any] = {}
-    for _ in range(limits.steps):
+    for _ in range(min(limits.steps, session.max_steps or limits.steps)):
         began = time.monotonic()
         request = {**params, **target.sampling, "input": [*history, *rollout.output], "seed": rollout.seed}
         reply = await client.post(

@@ -145,6 +145,15 @@ def test_the_step_limit_is_scored_not_truncated(world: World) -> None:
     assert rollout.output[-1]["type"] == "function_call_output"
 
 
+@pytest.mark.parametrize(("own", "steps"), [(3, 3), (1, 1), (9, 4), (None, 4)])
+def test_the_environment_s_own_step_limit_is_kept_where_it_is_the_smaller(
+    world: World, monkeypatch: pytest.MonkeyPatch, own: int | None, steps: int
+) -> None:
+    monkeypatch.setattr(TillEnvironment, "max_steps", own)
+    rollout = world.run(lambda body, n: [call("deposit", '{"amount": 1}')], target=steps)
+    assert (rollout.steps, rollout.reward, rollout.truncated, rollout.failure) == (steps, 1.0, False, None)
+
+
 @pytest.mark.parametrize("turn", [[], [{"type": "reasoning", "summary": []}]])
 def test_a_response_with_neither_message_nor_call_ends_the_loop(world: World, turn: list[Item]) -> None:
     rollout = world.run(lambda body, n: turn)

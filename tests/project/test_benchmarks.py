@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = ("rollout_cpu", "verify_cpu", "server_start", "grpo_step_vs_trl")
+SCRIPTS = ("rollout_cpu", "verify_cpu", "server_start", "grpo_step_vs_trl", "workplace")
 
 
 def run(script: str, *arguments: str) -> str:
@@ -45,6 +45,12 @@ def test_verify_is_measured_beside_an_echo_in_every_environment() -> None:
     assert set(found) == {"competition_math", "instruction_following", "structured_outputs"}
     for figures in found.values():
         assert figures["ratio"] == pytest.approx(figures["best_ms"] / figures["echo_best_ms"])
+
+
+def test_the_workplace_s_sessions_have_time_and_size() -> None:
+    found = result("workplace", "--sessions", "200", "--requests", "20")
+    assert found["sessions"] == 200
+    assert 0 < found["seed_ms"] and 0 < found["verify_ms"] and found["fresh_bytes"] <= found["busy_bytes"]
 
 
 def test_a_server_s_start_has_wall_and_cpu_seconds() -> None:
