@@ -19,7 +19,9 @@ def _described(layers: dict[str, Any]) -> dict[str, str]:
     user = layers["user"]
     return {
         "kernel": f"{platform.release()}, {platform.machine()}",
-        "namespaces": "files, network and IPC of its own" if layers["namespaces"] else "not to be had, or not asked for",
+        "namespaces": "files, network and IPC of its own"
+        if layers["namespaces"]
+        else "not to be had, or not asked for",
         "Landlock": f"ABI {layers['landlock']}, in force" if layers["landlock"] else _unused(layers),
         "seccomp": "a list of allowed calls, in force" if layers["seccomp"] else "not to be had",
         "user id": f"{user}" + ("" if user else ": root, with no capability"),
@@ -47,9 +49,7 @@ def doctor(
     layers, problem, results = asyncio.run(_tried(without))
     held = problem is None and all(result.held for result in results)
     if as_json:
-        rows = [
-            {"tried": one.attack.name, "held": one.held, "happened": one.happened, "by": one.by} for one in results
-        ]
+        rows = [{"tried": one.attack.name, "held": one.held, "happened": one.happened, "by": one.by} for one in results]
         shown = {"held": held, "layers": layers, "problem": problem, "attacks": rows}
         typer.echo(orjson.dumps(shown, option=orjson.OPT_INDENT_2).decode())
     else:

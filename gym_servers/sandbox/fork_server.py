@@ -13,8 +13,10 @@ from __future__ import annotations
 import gc
 import glob
 import json
+import math
 import mmap
 import os
+import resource
 import select
 import signal
 import socket
@@ -27,7 +29,7 @@ from typing import Any, NoReturn
 
 from gym_servers.sandbox import isolation
 
-HEADER = struct.Struct("!QdIIQI")
+HEADER = struct.Struct("!QddIQI")
 """Bytes of the body, wall seconds, CPU seconds, memory in MB, output bytes, number of files."""
 RESULT = struct.Struct("!Bidd")
 """Outcome (OUTCOMES), exit code or signal, CPU and wall seconds; two parts follow, standard output and error."""
@@ -39,7 +41,8 @@ FILE_MB = 16
 RULES = 4
 """The child's descriptor of Landlock's rules."""
 TASKS = 256
-"""Threads of one user id: the program's own, and in a container without namespaces also those of the server beside it."""
+"""Threads of a program. Where it has a user id to itself, the kernel counts them; else the fork server does, every WATCH_SECONDS."""
+WATCH_SECONDS = 0.05
 STDERR_KEPT = PIPE = 1 << 16
 OURS: list[str] = []
 """Modules of omnigym, which programs do not find loaded."""
@@ -78,6 +81,7 @@ class Layers:
         self.abi = isolation.landlock_abi() if "landlock" not in without and not self.namespaces else 0
         os.makedirs(self.scratch, 0o755, exist_ok=True)
         self.rules = self._rules() if self.abi else -1
+        self.counted = self.change_user or (self.namespaces and not self.root)
         self.seccomp = "seccomp" not in without and self._can(isolation.seccomp)
 
     @staticmethod
@@ -137,7 +141,7 @@ class Layers:
             for name in os.listdir(self.scratch):
                 os.unlink(os.path.join(self.scratch, name))
 
-    def confine(self, server: int, cpu_seconds: int, memory_mb: int) -> None:
+    def confine(self, server: int, cpu_seconds: float, memory_mb: int) -> None:
         """All layers, in the child of the process `server`. Raises OSError."""
         if self.change_user:
             isolation.become(self.uid, self.gid)
@@ -146,7 +150,12 @@ class Layers:
         isolation.end_with_parent()
         if os.getppid() != server:  # it died before that
             os._exit(1)
-        isolation.limit(cpu_seconds, memory_mb << 20, FILE_MB << 20 if self.namespaces else 0, TASKS)
+        isolation.limit(
+            math.ceil(cpu_seconds) + 1,  # a second line: the fork server watches the clock of the process
+            memory_mb << 20,
+            FILE_MB << 20 if self.namespaces else 0,
+            TASKS if self.counted else resource.RLIM_INFINITY,
+        )
         if self.abi:
             isolation.landlock(RULES)
         if self.seccomp:
@@ -283,6 +292,14 @@ def starved(layers: Layers, pid: int) -> float:
         os.close(place)
 
 
+def tasks(layers: Layers, pid: int) -> int:
+    """Threads of the process."""
+    try:
+        return os.stat(f"{pid}/task", dir_fd=layers.proc).st_nlink - 2
+    except OSError:
+        return 0  # it ended
+
+
 class Captured:
     """What a program wrote to one pipe. most: of which the last so many bytes are kept. The memory is given back after the run: one
     program's output is not there for the next to find."""
@@ -325,13 +342,22 @@ def supervise(
     poll.register(peer, select.POLLHUP | select.POLLRDHUP)
     for pipe in captured:
         poll.register(pipe, select.POLLIN)
+    clock = (~pid << 3) | 2  # CPUCLOCK_SCHED: CPU time of all its threads
+    cores = os.cpu_count() or 1
     ended = False
     while not ended and not outcome:
         left = wall_seconds - (time.monotonic() - began)
-        if left <= 0 and (left := left + starved(layers, pid)) <= 0:
+        cpu_left = cpu_seconds - time.clock_gettime(clock)
+        if cpu_left <= 0 or (left <= 0 and (left := left + starved(layers, pid)) <= 0):
             outcome = "timed_out"
             break
-        for ready, _ in poll.poll(min(left, 3600.0) * 1000 + 1):
+        pause = min(left, cpu_left / cores)
+        if not layers.counted:
+            pause = min(pause, WATCH_SECONDS)
+            if tasks(layers, pid) > TASKS:
+                outcome = "killed"
+                break
+        for ready, _ in poll.poll(min(pause, 3600.0) * 1000 + 1):
             if ready == peer.fileno():  # nobody waits for it any more
                 os.kill(pid, signal.SIGKILL)
                 os._exit(0)

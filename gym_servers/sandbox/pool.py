@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import shutil
 import socket
 import subprocess
@@ -29,8 +28,8 @@ LAYERS = ("namespaces", "landlock", "seccomp")
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one run. CPU time counts, rounded up to a second; wall time, for programs that sleep, leaves out what the program waited
-    for a busy processor. memory_mb: address space, the interpreter's 40 MB included. output_bytes: of both streams together."""
+    """Of one run. cpu_seconds: of all threads. wall_seconds: for programs that sleep, so without what the program waited for a busy
+    processor. memory_mb: address space, the interpreter's 40 MB included. output_bytes: of both streams together."""
 
     cpu_seconds: float = 5.0
     wall_seconds: float = 30.0
@@ -102,8 +101,9 @@ class _ForkServer:
         for name, content in files.items():
             parts += [name.encode(), content]
         body = b"".join(PART.pack(len(part)) + part for part in parts)
-        cpu = max(1, math.ceil(limits.cpu_seconds))
-        header = HEADER.pack(len(body), limits.wall_seconds, cpu, limits.memory_mb, limits.output_bytes, len(files))
+        header = HEADER.pack(
+            len(body), limits.wall_seconds, limits.cpu_seconds, limits.memory_mb, limits.output_bytes, len(files)
+        )
         self.writer.write(header + body)
         await self.writer.drain()
         packed = RESULT.unpack(await self.reader.readexactly(RESULT.size))
