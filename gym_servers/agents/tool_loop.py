@@ -78,7 +78,7 @@ async def seed(client: Client, row: dict[str, Any], target: Target, limits: Loop
         reply.cookies,
         about.get("reward") == "group",
         frozenset(read_only) if isinstance(read_only, list) else frozenset(),
-        steps if isinstance(steps, int) and steps > 0 else None,
+        max_steps=steps if isinstance(steps, int) and steps > 0 else None,
     )
 
 
