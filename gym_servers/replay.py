@@ -108,7 +108,8 @@ def state_changes(before: Any, after: Any) -> list[str]:
     was, now = _leaves(_plain(before)), _leaves(_plain(after))
     lines = []
     for path in [*was, *(path for path in now if path not in was)]:
-        if was.get(path) != now.get(path):
+        filled = any(other.startswith(f"{path}/") for other in [*was, *now])  # what was empty, or is now
+        if was.get(path) != now.get(path) and not filled:
             lines.append(f"{path or '/'}: {was.get(path, '(absent)')} -> {now.get(path, '(absent)')}")
     return lines
 

@@ -19,6 +19,7 @@ from gym_servers.resources import build_resources
 from gym_servers.rollouts import Collector, RolloutRequest
 
 TASKS = 12
+SEED_STRIDE = 1_000_003  # gym_servers/models/calls.py
 
 
 def as_text(item: Item) -> str:
@@ -53,19 +54,12 @@ def collect(environment: Environment, rows: list[dict[str, Any]], scripts: list[
     """One rollout a row; attempt k samples the turns of scripts[k], then nothing."""
 
     def script(asked: Asked) -> str:
-        turns = scripts[asked.seed]
-        done = asked.prompt.count("<|im_start|>assistant\n") - 1 - given[asked.seed]
+        attempt = asked.seed % SEED_STRIDE  # a later turn of an attempt has a seed of its own
+        turns = scripts[attempt]
+        done = asked.turn - before.setdefault(attempt, asked.turn)  # a task's own examples are turns too
         return turns[done] if done < len(turns) else ""
 
-    given = [
-        sum(
-            isinstance(item, dict) and item.get("role") == "assistant"
-            for item in row["responses_create_params"]["input"]
-        )
-        if isinstance(row["responses_create_params"]["input"], list)
-        else 0
-        for row in rows
-    ]
+    before: dict[int, int] = {}
 
     async def run() -> list[Rollout]:
         async with InProcessHost() as host:
