@@ -193,7 +193,7 @@ def _prompt(reports: list[tuple[str, str]], question: str, r: random.Random) -> 
 
 def budget_of(difficulty: float, longest: int) -> int:
     """Tokens of a prompt: from SHORTEST, by equal factors, to `longest`."""
-    return round(SHORTEST * (longest / SHORTEST) ** difficulty)
+    return round(SHORTEST * float((longest / SHORTEST) ** difficulty))
 
 
 def generate(n: int, seed: int, split: str, longest: int) -> Iterator[dict[str, Any]]:

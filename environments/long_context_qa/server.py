@@ -58,7 +58,7 @@ class LongContextQa(JudgedEnvironment):
     def __init__(self, settings: LongSettings | None = None) -> None:
         super().__init__(settings)
         path, fields = self.settings.judge_prompt, ("question", "answer", "response")
-        self._prompt = Prompt(Path(path) if path else self.folder() / "judge.yaml", fields, fields[1:])
+        self._prompt = Prompt(Path(path) if path else Path(__file__).parent / "judge.yaml", fields, fields[1:])
         self._read = label_reader(LABELS)
 
     def _text(self, output: list[Item]) -> str:

@@ -20,7 +20,20 @@ Made = tuple[Turns, list[dict[str, Any]], str]
 
 FOODS = "rice beans cheese honey apples carrots mushrooms onions garlic pasta bread butter tomatoes lentils olives figs".split()
 CITIES = list(CAPITALS.values())
-PHRASES = ("Stay curious.", "Over and out.", "Have a calm day.", "That is all.", "Yours, Robin.", "Tea is ready.")
+PHRASES = (
+    "Stay curious.",
+    "Over and out.",
+    "Have a calm day.",
+    "That is all.",
+    "Yours, Robin.",
+    "Tea is ready.",
+    "Mind the gap.",
+    "Until tomorrow.",
+    "With kind regards.",
+    "The end.",
+    "Hats off.",
+    "Sleep well.",
+)
 OPENINGS = ("Note:", "Captain:", "In short:", "Reply:", "Hello friend,", "My view:")
 SMALL_TALK: list[tuple[str, str]] = [
     ("How are you today?", "I am fine, thank you."),
@@ -176,10 +189,10 @@ FAMILIES: list[tuple[str, float, Callable[[random.Random], Made]]] = [
 """name, difficulty, maker"""
 
 
-def is_heldout(turns: Turns) -> bool:
-    """Which split a conversation belongs to, by its first and last user turn: a quarter is held out."""
-    said = [text for role, text in turns if role == "user"]
-    return hashlib.sha256(f"multi_challenge|{said[0]}|{said[-1]}".encode()).digest()[0] < 64
+def is_heldout(made: Made) -> bool:
+    """Which split a task belongs to, by what the user says first and the reply that is right: a quarter is held out."""
+    turns, _, gold = made
+    return hashlib.sha256(f"multi_challenge|{turns[0][1]}|{gold}".encode()).digest()[0] < 64
 
 
 def generate(n: int, seed: int, split: str) -> Iterator[dict[str, Any]]:
@@ -188,7 +201,7 @@ def generate(n: int, seed: int, split: str) -> Iterator[dict[str, Any]]:
         r = random.Random(f"multi_challenge|{seed}|{split}|{k}")
         family, difficulty, make = FAMILIES[k % len(FAMILIES)]
         made = make(r)
-        while is_heldout(made[0]) != (split == "heldout"):
+        while is_heldout(made) != (split == "heldout"):
             made = make(r)
         turns, rubric, gold = made
         yield {

@@ -78,7 +78,9 @@ class MultiChallenge(JudgedEnvironment):
         super().__init__(settings)
         path = self.settings.judge_prompt
         fields = ("context", "response", "question", "pass_criteria")
-        self._prompt = Prompt(Path(path) if path else self.folder() / "judge.yaml", fields, ("response", "question"))
+        self._prompt = Prompt(
+            Path(path) if path else Path(__file__).parent / "judge.yaml", fields, ("response", "question")
+        )
 
     def _text(self, output: list[Item]) -> str:
         return strip_reasoning(final_text(output)).strip()[: self.settings.max_answer_chars]
@@ -112,7 +114,8 @@ class MultiChallenge(JudgedEnvironment):
         values = {"context": row.context, "response": text, "question": item.question}
         values = {key: quoted(value) for key, value in values.items()}
         messages = self._prompt.messages({**values, "pass_criteria": item.pass_criteria})
-        return (await self.ask(messages, read_answer))[0]
+        found: tuple[Answer, str] = await self.ask(messages, read_answer)
+        return found[0]
 
     def gold(self, row: Row) -> list[Item] | None:
         assert isinstance(row, ChallengeRow)

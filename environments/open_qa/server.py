@@ -100,7 +100,7 @@ class OpenQa(JudgedEnvironment):
         super().__init__(settings)
         fields = ("question", "expected_answer", "generated_answer")
         path = self.settings.judge_prompt
-        self._prompt = Prompt(Path(path) if path else self.folder() / "judge.yaml", fields, fields[1:])
+        self._prompt = Prompt(Path(path) if path else Path(__file__).parent / "judge.yaml", fields, fields[1:])
         self._read = label_reader({self.settings.judge_equal_label: True, self.settings.judge_not_equal_label: False})
 
     def _text(self, output: list[Item]) -> str:
