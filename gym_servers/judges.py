@@ -221,7 +221,8 @@ class Prompt:
 def quoted(text: str) -> str:
     """`text` as data of a prompt: it can neither forge the markers `<|...|>` that part the prompt, nor a label in `[[ ]]` for a judge
     to repeat."""
-    return text.replace("<|", "< |").replace("[[", "[ [")
+    text = text.encode(errors="replace").decode()  # half of a surrogate pair can be sent nowhere
+    return re.sub(r"\[(?=\[)", "[ ", text.replace("<|", "< |"))
 
 
 def label_reader(labels: Mapping[str, Label]) -> Callable[[str], Label | None]:
