@@ -183,7 +183,9 @@ class JudgedEnvironment(AwaitedEnvironment):
     async def ask(self, messages: Sequence[Message], read: Callable[[str], Label | None]) -> tuple[Label, str]:
         """(label, reply) of the judge. Raises FailureError, one that is not retryable where there is no judge."""
         if self._judge is None:
-            raise FailureError(Failure(kind="judge_failed", message=self._nobody(), retryable=False))
+            not_open = f"environment '{self.name}': its judge is not open: see what the server said at its start"
+            message = not_open if self.settings.judge_url else self._nobody()
+            raise FailureError(Failure(kind="judge_failed", message=message, retryable=False))
         return await self._judge.ask(messages, read)
 
 
