@@ -97,7 +97,8 @@ class ModelClient:
             raise OmnigymError(
                 f"{who}: its token is to be in the variable '{token_variable}', which is not set: export it"
             )
-        self._client = Client(token=token, concurrency=concurrency, retried=TRANSIENT)
+        # The turns bound its connections: whoever waits for a connection of the pool is on the clock already.
+        self._client = Client(token=token, concurrency=0, retried=TRANSIENT)
         self._turns = asyncio.Semaphore(concurrency)
 
     async def open(self) -> None:

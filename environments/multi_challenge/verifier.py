@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -13,6 +14,7 @@ from gym_servers.protocol import Verdict
 
 Answer = Literal["YES", "NO"]
 Aggregation = Literal["mean", "min", "max", "all", "any", "weighted"]
+MAX_PHRASES = 64
 _LABEL = re.compile(r"\[\[(YES|NO)\]\]", re.IGNORECASE)
 _WORD = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
 _TOKEN = re.compile(r"\w+(?:['’.:-]\w+)*")
@@ -33,34 +35,43 @@ class Check(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid")
-    includes: list[str] = []
-    includes_any: list[str] = []
-    excludes: list[str] = []
+    includes: list[str] = Field(default=[], max_length=MAX_PHRASES)
+    includes_any: list[str] = Field(default=[], max_length=MAX_PHRASES)
+    excludes: list[str] = Field(default=[], max_length=MAX_PHRASES)
     max_words: int | None = Field(default=None, ge=1)
     starts_with: str = ""
     ends_with: str = ""
 
+    @field_validator("includes", "includes_any", "excludes")
+    @classmethod
+    def _have_words(cls, phrases: list[str]) -> list[str]:
+        if blank := [phrase for phrase in phrases if not _spoken(phrase)[0]]:
+            raise ValueError(f"the phrase '{blank[0][:80]}' has no word to be found")
+        return phrases
+
     def answer(self, text: str) -> Answer:
         """YES or NO. Linear in the text for each phrase."""
-        words = _tokens(text)
-        spoken = f" {' '.join(words)} "
+        words, spoken = _spoken(text)
 
         def says(phrase: str) -> bool:
-            return f" {' '.join(_tokens(phrase))} " in spoken
+            return _spoken(phrase)[1] in spoken
 
         holds = (
             all(says(phrase) for phrase in self.includes)
             and (not self.includes_any or any(says(phrase) for phrase in self.includes_any))
             and not any(says(phrase) for phrase in self.excludes)
-            and (self.max_words is None or len(words) <= self.max_words)
+            and (self.max_words is None or words <= self.max_words)
             and text.strip().casefold().startswith(self.starts_with.casefold())
             and text.strip().casefold().endswith(self.ends_with.casefold())
         )
         return "YES" if holds else "NO"
 
 
-def _tokens(text: str) -> list[str]:
-    return _TOKEN.findall(text.casefold().replace("_", " "))
+@lru_cache(maxsize=256)
+def _spoken(text: str) -> tuple[int, str]:
+    """How many words `text` has, and those words, each between blanks: a rubric's items read one text."""
+    words = _TOKEN.findall(text.casefold().replace("_", " "))
+    return len(words), f" {' '.join(words)} "
 
 
 class RubricItem(BaseModel):
