@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from live_server import eventually, serving
 
+from gym_servers.agents.tool_loop import LoopLimits
 from gym_servers.base import ServerSettings
 from gym_servers.commands.collection import model_folder
 from gym_servers.hosts.local import LocalHost
@@ -44,8 +45,10 @@ def collected(model: str, environments: dict[str, str], secret: str, token: str 
         f"{model}/v1",
         secret=secret,
         token=token,
-        sampling={"temperature": 1.0, "max_output_tokens": 48},
+        sampling={"temperature": 1.0, "max_output_tokens": 24},
         concurrency=4,
+        retries=0,
+        limits=LoopLimits(verify_seconds=1200),
     )
     requests = [
         RolloutRequest(TASKS[name], name, name, name, attempt, 100 * attempt + k)
@@ -157,7 +160,7 @@ def test_bad_rows_are_422_that_name_the_field_and_the_server_lives_on() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3000)
 def test_a_real_small_model_as_policy_and_judge() -> None:
     """SmolLM2-135M judges its own answers: it may leave out a label, which is judge_failed, and nothing else may go wrong."""
     try:
@@ -184,17 +187,17 @@ def test_a_real_small_model_as_policy_and_judge() -> None:
             "judge_url": f"{model}/v1/chat/completions",
             "judge_model": "smollm2-135m",
             "judge_token_variable": "OMNIGYM_TOKEN",
-            "judge_max_tokens": 64,
+            "judge_max_tokens": 24,
             "judge_seconds": 600,
         }
         settings = {name: judge for name in NAMES}
         url = host.start_environments(list(NAMES), token, settings).wait_ready(300)
-        rollouts = collected(model, {name: f"{url}/{name}" for name in NAMES}, "s", token, n=4)
-    assert len(rollouts) == 12
-    graded = [rollout for rollout in rollouts if rollout.failure is None]
+        rollouts = collected(model, {name: f"{url}/{name}" for name in NAMES}, "s", token, n=2)
+    assert len(rollouts) == 6
     for rollout in rollouts:
         assert rollout.usage["requests"] == 1, "the judge's calls are in no ledger"
         assert sum(segment.sampled for segment in rollout.segments) == rollout.usage["sampled_tokens"]
-        if rollout.failure is not None:
+        if rollout.failure is None:
+            assert rollout.reward is not None
+        else:
             assert rollout.failure.kind == "judge_failed" and "no label in 2 replies" in rollout.failure.message
-    assert graded or all(rollout.failure for rollout in rollouts)
