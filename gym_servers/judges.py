@@ -163,7 +163,7 @@ class JudgedEnvironment(AwaitedEnvironment):
 
     async def open(self) -> None:
         if not self.settings.judge_url:
-            log.warning("%s", self._nobody())
+            log.warning("environment '%s': no judge_url is set: a row that needs a judge is a failure", self.name)
             return
         judge = judge_client(self.name, self.settings)
         await judge.open()

@@ -147,7 +147,7 @@ def test_without_a_judge_the_failure_says_what_to_set(caplog: pytest.LogCaptureF
     with pytest.raises(FailureError, match="--set open_qa.judge_url=.*omnigym model serve") as caught:
         graded(OpenQa(), ROW, "Charles")
     assert not caught.value.failure.retryable
-    assert "there is no judge to ask" in caplog.text
+    assert "environment 'open_qa': no judge_url is set" in caplog.text
     assert graded(OpenQa(), ROW, "darwin").reward == 1.0  # what is the same text needs none
 
 
