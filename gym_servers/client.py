@@ -84,7 +84,7 @@ def _retry_after(header: str) -> float:
 
 
 class Client:
-    """Use as `async with Client(...) as client`. concurrency bounds the open connections. transport: instead of sockets.
+    """Use as `async with Client(...) as client`. concurrency bounds the open connections; 0 does not. transport: instead of sockets.
 
     retried: statuses that are tried again where the body does not say. wait: seconds before the first retry, doubled each time;
     after a 429 a longer Retry-After is kept, up to RETRY_AFTER_MOST.

@@ -97,7 +97,8 @@ class ModelClient:
             raise OmnigymError(
                 f"{who}: its token is to be in the variable '{token_variable}', which is not set: export it"
             )
-        self._client = Client(token=token, concurrency=concurrency, retried=TRANSIENT)
+        # The turns bound its connections: whoever waits for a connection of the pool is on the clock already.
+        self._client = Client(token=token, concurrency=0, retried=TRANSIENT)
         self._turns = asyncio.Semaphore(concurrency)
 
     async def open(self) -> None:
@@ -162,7 +163,7 @@ class JudgedEnvironment(AwaitedEnvironment):
 
     async def open(self) -> None:
         if not self.settings.judge_url:
-            log.warning("%s", self._nobody())
+            log.warning("environment '%s': no judge_url is set: a row that needs a judge is a failure", self.name)
             return
         judge = judge_client(self.name, self.settings)
         await judge.open()
@@ -183,7 +184,9 @@ class JudgedEnvironment(AwaitedEnvironment):
     async def ask(self, messages: Sequence[Message], read: Callable[[str], Label | None]) -> tuple[Label, str]:
         """(label, reply) of the judge. Raises FailureError, one that is not retryable where there is no judge."""
         if self._judge is None:
-            raise FailureError(Failure(kind="judge_failed", message=self._nobody(), retryable=False))
+            not_open = f"environment '{self.name}': its judge is not open: see what the server said at its start"
+            message = not_open if self.settings.judge_url else self._nobody()
+            raise FailureError(Failure(kind="judge_failed", message=message, retryable=False))
         return await self._judge.ask(messages, read)
 
 
@@ -221,7 +224,8 @@ class Prompt:
 def quoted(text: str) -> str:
     """`text` as data of a prompt: it can neither forge the markers `<|...|>` that part the prompt, nor a label in `[[ ]]` for a judge
     to repeat."""
-    return text.replace("<|", "< |").replace("[[", "[ [")
+    text = text.encode(errors="replace").decode()  # half of a surrogate pair can be sent nowhere
+    return re.sub(r"\[(?=\[)", "[ ", text.replace("<|", "< |"))
 
 
 def label_reader(labels: Mapping[str, Label]) -> Callable[[str], Label | None]:

@@ -184,11 +184,9 @@ def final_text(output: list[Item]) -> str:
             content = item.get("content")
             if isinstance(content, str):
                 return content
-            return "".join(
-                part.get("text") or ""
-                for part in content or []
-                if isinstance(part, dict) and part.get("type") == "output_text"
-            )
+            parts = content if isinstance(content, list) else []
+            texts = [part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "output_text"]
+            return "".join(text for text in texts if isinstance(text, str))
     return ""
 
 

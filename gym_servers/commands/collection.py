@@ -14,9 +14,10 @@ from typing import Any
 
 import yaml
 
+from gym_servers.commands.serve import settings_by_environment
 from gym_servers.hosts.local import LocalHost
 from gym_servers.protocol import OmnigymError, Rollout, RowError, row_task_id
-from gym_servers.registry import environment_class
+from gym_servers.registry import load_environment
 from gym_servers.rollouts import Collector, RolloutRequest
 from gym_servers.rows import parse_line, read_lines
 
@@ -80,15 +81,33 @@ def model_folder(name: str) -> Path:
     )
 
 
+def engine_settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """`--engine key=value` pairs, values read as YAML. Raises OmnigymError."""
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise OmnigymError(f"--engine '{pair}': must be key=value, a setting of gym_servers.models.vllm")
+        settings[key] = yaml.safe_load(value)
+    return settings
+
+
 class Stage:
     """The servers of one command: those given by URL are used, the others are started and ended with it.
 
     model: URL or checkpoint. A URL is taken for a server with a ledger where OMNIGYM_SECRET is set (the server's own secret),
     else for any OpenAI-compatible one: no tokens are recorded then. OMNIGYM_TOKEN is the bearer token of servers given by URL.
+    settings: `NAME.key=value` of environments that are started here.
     """
 
     def __init__(
-        self, environments: Sequence[str], model: str, concurrency: int, engine: Sequence[str] = (), seed: int = 0
+        self,
+        environments: Sequence[str],
+        model: str,
+        concurrency: int,
+        engine: Sequence[str] = (),
+        seed: int = 0,
+        settings: Sequence[str] = (),
     ) -> None:
         self.host = LocalHost()
         self.token = os.environ.get("OMNIGYM_TOKEN") or secrets.token_urlsafe(24)
@@ -103,15 +122,12 @@ class Stage:
             if equals:
                 self.urls[name] = url.rstrip("/")
             else:
-                environment_class(name)  # an unknown name is an error before anything starts
                 self.local.append(name)
+        self.settings = settings_by_environment(settings, self.local)
+        for name in self.local:  # what is unknown is an error before anything starts
+            load_environment(name, self.settings.get(name))
         self.model = model if is_url(model) else str(model_folder(model))
-        self.engine: dict[str, Any] = {"max_num_seqs": concurrency, "seed": seed}
-        for pair in engine:
-            key, equals, value = pair.partition("=")
-            if not equals:
-                raise OmnigymError(f"--engine '{pair}': must be key=value, a setting of gym_servers.models.vllm")
-            self.engine[key] = yaml.safe_load(value)
+        self.engine: dict[str, Any] = {"max_num_seqs": concurrency, "seed": seed, **engine_settings(engine)}
         self.concurrency = concurrency
 
     @property
@@ -127,7 +143,7 @@ class Stage:
 
     def collector(self, sampling: dict[str, Any], retries: int, no_progress_seconds: float) -> Collector:
         """A collector over the servers, once they are ready. Raises ServerDied."""
-        environments = self.host.start_environments(self.local, self.token) if self.local else None
+        environments = self.host.start_environments(self.local, self.token, self.settings) if self.local else None
         secret = os.environ.get("OMNIGYM_SECRET") or None
         model = None
         if not is_url(self.model):

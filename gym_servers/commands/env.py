@@ -14,6 +14,7 @@ from gym_servers.commands.env_check import check
 from gym_servers.commands.env_new import new
 from gym_servers.commands.folders import Folders
 from gym_servers.commands.serve import serve
+from gym_servers.commands.verify import parse_settings
 from gym_servers.environment import Split
 from gym_servers.protocol import OmnigymError
 from gym_servers.registry import about, environment_class, environment_names, load_environment
@@ -44,6 +45,7 @@ def generate(
     n: Annotated[int, typer.Option("--n", min=1, help="How many tasks.")] = 100,
     seed: Annotated[int, typer.Option(help="Same seed, same tasks.")] = 0,
     split: Annotated[str, typer.Option(help="train or heldout: their parameters are disjoint.")] = "train",
+    settings: Annotated[list[str], typer.Option("--set", help="key=value of the environment's settings.")] = [],  # noqa: B006
     out: Annotated[Path | None, typer.Option(help="JSONL file; standard output where absent.")] = None,
     path: Folders = [],  # noqa: B006
 ) -> None:
@@ -51,7 +53,7 @@ def generate(
     splits: dict[str, Split] = {"train": "train", "heldout": "heldout"}
     if split not in splits:
         raise OmnigymError(f"--split '{split}': must be train or heldout")
-    environment = load_environment(name)
+    environment = load_environment(name, parse_settings(settings))
     lines = (orjson.dumps(row) + b"\n" for row in environment.generate(n, seed, splits[split]))
     if out is None:
         for line in lines:

@@ -71,12 +71,14 @@ class Scores:
         }
 
 
-def evaluation_tasks(name: str, files: dict[str, Path], limit: int, seed: int) -> Iterator[tuple[str, Row]]:
+def evaluation_tasks(
+    name: str, files: dict[str, Path], limit: int, seed: int, settings: dict[str, Any] | None = None
+) -> Iterator[tuple[str, Row]]:
     """The first `limit` tasks of the environment's file, else generated ones of its held-out split."""
     if name in files:
         return islice(tasks_of_file(files[name]), limit)
     heldout: Split = "heldout"
-    rows = load_environment(name).generate(limit, seed, heldout)
+    rows = load_environment(name, settings).generate(limit, seed, heldout)
     return named_tasks((f"held-out task {number} of '{name}'", row) for number, row in enumerate(rows))
 
 
@@ -114,6 +116,9 @@ def evaluate(
             help="key=value for a model server started here, such as threads=2, dtype=float32, max_model_len=4096."
         ),
     ] = [],  # noqa: B006
+    settings: Annotated[
+        list[str], typer.Option("--set", help="NAME.key=value of an environment started here; may be repeated.")
+    ] = [],  # noqa: B006
     out: Annotated[Path | None, typer.Option(help="Write the figures here too, as JSON.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     no_progress_seconds: Annotated[float, typer.Option(help="Stop when no rollout ends for so long.")] = 1800.0,
@@ -131,11 +136,13 @@ def evaluate(
     if model_name is not None:
         sampling["model"] = model_name
     budget = FailureBudget(max_failures)
-    with Stage(env, model, concurrency, engine, seed) as stage:
+    with Stage(env, model, concurrency, engine, seed, settings) as stage:
         unused = set(files) - set(stage.names)
         if unused:
             raise OmnigymError(f"--tasks for '{sorted(unused)[0]}', which no --env names; there are {stage.names}")
-        chosen = {name: list(evaluation_tasks(name, files, limit, seed)) for name in stage.names}
+        chosen = {
+            name: list(evaluation_tasks(name, files, limit, seed, stage.settings.get(name))) for name in stage.names
+        }
         requests = (request for name in stage.names for request in wanted(name, chosen[name], n, seed))
         collector = stage.collector(sampling, retries, no_progress_seconds)
         total = n * sum(len(found) for found in chosen.values())

@@ -171,6 +171,9 @@ def rollout(
             help="key=value for a model server started here, such as threads=2, dtype=float32, max_model_len=4096."
         ),
     ] = [],  # noqa: B006
+    settings: Annotated[
+        list[str], typer.Option("--set", help="NAME.key=value of an environment started here; may be repeated.")
+    ] = [],  # noqa: B006
     no_progress_seconds: Annotated[float, typer.Option(help="Stop when no rollout ends for so long.")] = 1800.0,
     path: Folders = [],  # noqa: B006
 ) -> None:
@@ -182,7 +185,7 @@ def rollout(
         sampling["model"] = model_name
     budget = FailureBudget(max_failures)
     with (
-        Stage([env], model, concurrency, engine, seed) as stage,
+        Stage([env], model, concurrency, engine, seed, settings) as stage,
         output_file(out, resume, retry_failures) as (file, done),
     ):
         requests = remaining(wanted(stage.names[0], tasks_of_file(tasks), n, seed), done, out)

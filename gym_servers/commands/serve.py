@@ -42,7 +42,7 @@ def run(guard: Guard, host: str, port: int) -> None:
     DrainingServer(guard, seconds=30).run(sockets=[sock])
 
 
-def settings_by_environment(pairs: list[str], names: Sequence[str]) -> dict[str, dict[str, Any]]:
+def settings_by_environment(pairs: Sequence[str], names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """`NAME.key=value` pairs, by environment. Raises OmnigymError that names the nearest of `names`."""
     found: dict[str, dict[str, Any]] = {}
     for path, value in parse_settings(pairs).items():
@@ -51,7 +51,7 @@ def settings_by_environment(pairs: list[str], names: Sequence[str]) -> dict[str,
             raise OmnigymError(f"--set '{path}=...': must be NAME.key=value, with one of {', '.join(names)} as NAME")
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else f"; it serves {', '.join(names)}"
+            hint = f"; did you mean '{near[0]}'?" if near else f"; it serves {', '.join(names) or 'none'}"
             raise OmnigymError(f"--set '{path}=...': this server has no environment '{name}'{hint}")
         found.setdefault(name, {})[key] = value
     return found

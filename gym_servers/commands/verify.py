@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import difflib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +27,7 @@ from gym_servers.workers import WorkerPool
 WINDOW = 64
 
 
-def parse_settings(pairs: list[str]) -> dict[str, Any]:
+def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
     """`key=value` pairs, values read as YAML."""
     settings = {}
     for pair in pairs:

@@ -96,6 +96,12 @@ def rows(name: str) -> tuple[Environment, list[Row]]:
     return environment, list(found.values())
 
 
+JUDGED = [
+    (environment, row)
+    for name in ("open_qa", "multi_challenge", "long_context_qa")
+    for environment, found in [rows(name)]
+    for row in found
+]
 MATH, FOLLOWING, STRUCTURED = map(rows, ("competition_math", "instruction_following", "structured_outputs"))
 
 
@@ -127,3 +133,12 @@ def test_structures(text: str, row: Row, tool: str) -> None:
             STRUCTURED[0].quick(row, output)
         except RowError as error:  # the schema is at fault
             assert "schema_str" in str(error)
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@given(TEXTS, st.sampled_from(JUDGED))
+@example("Answer: " + "9" * 5000, JUDGED[0])
+def test_open_answers(text: str, judged: tuple[Environment, Row]) -> None:
+    environment, row = judged
+    environment.quick(row, message(text))
+    environment.quick(row, message(f"Answer: {text}"))

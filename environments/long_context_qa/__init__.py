@@ -1,0 +1,1 @@
+"""long_context_qa: a question whose answer lies in at least five of many documents."""

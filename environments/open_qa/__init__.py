@@ -1,0 +1,1 @@
+"""open_qa: an open question whose answer a judge compares with the expected one."""

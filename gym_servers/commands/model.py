@@ -1,0 +1,49 @@
+"""`omnigym model serve`: a checkpoint as a model server over vLLM, such as a judge, in one command."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import sys
+from typing import Annotated
+
+import typer
+
+from gym_servers.commands.collection import engine_settings, model_folder
+from gym_servers.commands.serve import token_for
+
+
+def serve_model(
+    name: Annotated[str, typer.Argument(help="A name got by `model get`, or a checkpoint folder.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one and prints it.")] = 8200,
+    auth: Annotated[str, typer.Option(help="token (from OMNIGYM_TOKEN, else a new one is printed) or none.")] = "token",
+    engine: Annotated[
+        list[str],
+        typer.Option(
+            help="key=value of the engine, such as threads=2, dtype=float32, max_model_len=4096; may be repeated."
+        ),
+    ] = [],  # noqa: B006
+) -> None:
+    """Serve a model over vLLM, for a judge, a simulated user or an evaluation, until interrupted.
+
+    As a judge: `--set ENV.judge_url=http://HOST:PORT/v1/chat/completions --set ENV.judge_model=NAME --set
+    ENV.judge_token_variable=OMNIGYM_TOKEN` of `omnigym env serve`, `rollout` and `eval` (`settings.ENV.judge_url` in a training run).
+    """
+    settings = {
+        "max_num_seqs": 32,
+        **engine_settings(engine),
+        "model": str(model_folder(name)),
+        "host": host,
+        "port": port,
+    }
+    variables = {**os.environ, "OMP_NUM_THREADS": str(settings.get("threads", 2))}
+    variables.pop("OMNIGYM_TOKEN", None)
+    if (token := token_for(auth, host)) is not None:
+        variables["OMNIGYM_TOKEN"] = token
+    variables.setdefault("OMNIGYM_SECRET", secrets.token_urlsafe(24))  # signs rollout ids, of which a judge has none
+    # The server takes this process's place: signals, its end and its output are its own.
+    os.execve(
+        sys.executable, [sys.executable, "-m", "gym_servers.models.vllm", "--settings", json.dumps(settings)], variables
+    )
