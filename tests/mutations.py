@@ -194,6 +194,27 @@ MUTATIONS = (
         f"{TRAINER}/test_loop_run.py::test_a_sync_that_did_not_arrive_is_caught",
     ),
     Mutation(
+        "canary says nothing of its difference",
+        "rl_trainer/weights.py",
+        "total = [abs(a - b) for left",
+        "total = [0.0 * (a - b) for left",
+        f"{TRAINER}/test_train_storage.py::test_canary_difference",
+    ),
+    Mutation(
+        "no rehearsal of the sync",
+        "rl_trainer/loop.py",
+        "        self._rehearse(self.generation, first)\n",
+        "",
+        f"{TRAINER}/test_loop_run.py::test_a_tied_head_that_keeps_old_weights_is_caught_before_the_first_step",
+    ),
+    Mutation(
+        "an update that changes nothing passes",
+        "rl_trainer/loop.py",
+        "if moved and digest == self._sent:",
+        "if False:",
+        f"{TRAINER}/test_loop_run.py::test_the_same_update_twice_is_caught_without_the_canary",
+    ),
+    Mutation(
         "weight versions not checked",
         "rl_trainer/loop.py",
         "if rollout.failure is None and segment.weight_version != version:",

@@ -102,6 +102,7 @@ class ModelServer:
         self.open_calls: set[str] = set()
         self.scoring = 0
         self.updating = False
+        self.rehearsing = False
         self.requests = 0
 
     def check_admission(self) -> None:
@@ -180,6 +181,8 @@ class ModelServer:
 
     async def _complete(self, body: Item, call: Call) -> Answered:
         self.check_admission()
+        if self.rehearsing:
+            raise unavailable("the weights are a rehearsal's: the policy's are still to come")
         opened = call.opened
         if opened is not None and opened.closing:
             raise unavailable(f"rollout '{opened.ledger.rollout_id}' is being closed", retryable=False)
@@ -310,11 +313,15 @@ class ModelServer:
             if time.monotonic() > deadline:
                 raise unavailable(f"{len(calls)} calls did not end within {DRAIN_SECONDS:g} s of an abort")
 
-    async def update(self, path: str, digest: str, version: int) -> None:
-        """Replace the weights. Raises OmnigymError where they were refused, FailureError where the engine is lost."""
+    async def update(self, path: str, digest: str, version: int, rehearsal: bool = False) -> None:
+        """Replace the weights. rehearsal: by weights that are only scored; nothing is sampled until others come.
+
+        Raises OmnigymError where they were refused, FailureError where the engine is lost.
+        """
         self.check_admission()
         state = self.engine.state
-        if version < state.weight_version or (version == state.weight_version and state.digest not in ("", digest)):
+        taken = version == state.weight_version and state.digest not in ("", digest) and not self.rehearsing
+        if version < state.weight_version or taken:
             raise WeightsRefused(
                 f"weights refused: version {version} after {state.weight_version}; a version stands for one set of weights"
             )
@@ -322,6 +329,7 @@ class ModelServer:
         try:
             await self._end(self.open_calls, scoring=True)
             await self.engine.update_weights(path, digest, version)
+            self.rehearsing = rehearsal
         except WeightsRefused:
             raise
         except BaseException as error:
