@@ -114,8 +114,10 @@ class ModelServer:
             raise unavailable("weights are being updated")
 
     def opened(self, rollout_id: str) -> Open:
-        """The ledger of a rollout, made on its first call. Raises FailureError when there are too many, or while it closes."""
+        """The ledger of a rollout, made on its first call. Raises FailureError when there are too many, while it closes, and after."""
         found = self.ledgers.get(rollout_id)
+        if found is None and rollout_id in self.closed:
+            raise unavailable(f"rollout '{rollout_id}' is closed: nothing more is sampled for it", retryable=False)
         if found is None:
             if len(self.ledgers) >= self.settings.max_ledgers:
                 self.reap()
@@ -136,14 +138,18 @@ class ModelServer:
     async def close(self, rollout_id: str) -> bytes:
         """What the rollout sampled, packed; its calls that still run are ended first, so that their tokens are counted.
 
-        A close that is repeated, because the answer to it was lost, gets the same again.
+        A close that is repeated, because the answer to it was lost, gets the same again. What is kept for that, the latest
+        MAX_CLOSED_BYTES, also tells late calls that their rollout is over.
         """
         found = self.ledgers.get(rollout_id)
-        if found is None:
-            return self.closed.get(rollout_id) or pack_ledger(Ledger(rollout_id).export())
-        found.closing = True
-        await self._end(found.calls)
-        packed = pack_ledger(found.ledger.export())
+        if found is None and rollout_id in self.closed:
+            return self.closed[rollout_id]
+        ledger = Ledger(rollout_id)
+        if found is not None:
+            found.closing = True
+            await self._end(found.calls)
+            ledger = found.ledger
+        packed = pack_ledger(ledger.export())
         self.ledgers.pop(rollout_id, None)
         self.closed_bytes += len(packed) - len(self.closed.pop(rollout_id, b""))
         self.closed[rollout_id] = packed
