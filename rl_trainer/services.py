@@ -70,7 +70,7 @@ class HttpGeneration:
             no_progress_seconds=self.config.no_progress_seconds,
             token=self.token,
             # Only no_progress_seconds ends a wait: a slow rollout is never masked by a clock of its own.
-            limits=LoopLimits(model_seconds=DAY, tool_seconds=DAY, verify_seconds=DAY),
+            limits=LoopLimits(tool_seconds=DAY, verify_seconds=DAY),
         )
         requests = (
             RolloutRequest(
