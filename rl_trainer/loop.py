@@ -17,15 +17,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from gym_servers.passk import mean_and_stderr
 from gym_servers.protocol import OmnigymError, Rollout
+from gym_servers.rollouts import rollout_seed
 from rl_trainer.actors import Policy
 from rl_trainer.advantages import compute_advantages
 from rl_trainer.batch import group_means, keep_books, make_batch, outcome, rollout_key
 from rl_trainer.checkpoint import list_checkpoints, mark_best, prune_checkpoints, remove_unfinished
 from rl_trainer.config import RunConfig
-from rl_trainer.evaluation import evaluate, mean_and_error, task_means
+from rl_trainer.evaluation import evaluate, task_means
 from rl_trainer.metrics import MetricsLog, PhaseClock, sampled_tokens, step_record
-from rl_trainer.sampler import LoadedTask, PlannedTask, Sampler, rollout_seed
+from rl_trainer.sampler import LoadedTask, PlannedTask, Sampler
 from rl_trainer.store import RunStore, step_label, write_whole
 from rl_trainer.weights import mean_difference
 
@@ -141,7 +143,7 @@ class Run:
         if due and self.heldout and self.generation is not None:
             with clock("validate"):
                 found = self.evaluate(f"eval_{done:06d}", done, self.config.val.every_samples)
-                best = mean_and_error(list(task_means(found).values()))[0]
+                best = mean_and_stderr(list(task_means(found).values()))[0]
         tokens = sum(sampled_tokens(rollout) for rollout in rollouts)
         seconds = clock.seconds.get("generate", 0.0)
         extra = {**self.counters, "sampled_tokens": float(tokens)}
@@ -263,6 +265,7 @@ class Run:
                 f"on the canary sequences, of {apart:.4f} that the change makes (limit {REHEARSAL_SHARE:g} of it): a part of the "
                 "engine keeps old weights. Nothing was trained; this engine cannot be synced."
             )
+        self.observer.note(f"sync rehearsed: {gap:.3g} nats a token are missing of {apart:.3g}")
 
     def _canary_gap(self, generation: Generation) -> float:
         """Mean |dlp| between trainer and engine on the fixed sequences."""

@@ -223,17 +223,24 @@ MUTATIONS = (
     ),
     Mutation(
         "seed without the attempt",
-        "rl_trainer/sampler.py",
+        "gym_servers/rollouts.py",
         "|{label}|{group}|{attempt}",
         "|{label}|{group}",
         f"{TRAINER}/test_loop_sampler.py::test_seeds_are_of_the_place_not_of_the_run",
     ),
     Mutation(
         "equal rows merge",
-        "rl_trainer/sampler.py",
-        "seen[base] = seen.get(base, -1) + 1",
-        "seen[base] = 0",
+        "gym_servers/rows.py",
+        "occurrences[plain] += 1",
+        "occurrences[plain] = 0",
         f"{TRAINER}/test_loop_sampler.py::test_equal_rows_do_not_merge_and_equal_ids_are_refused",
+    ),
+    Mutation(
+        "resume with other tasks of the same number",
+        "rl_trainer/sampler.py",
+        "if then == now:",
+        'if then and now and then["n"] == now["n"]:',
+        f"{TRAINER}/test_loop_sampler.py::test_a_resume_with_other_tasks_says_what_changed",
     ),
     Mutation(
         "carried tokens trained twice",

@@ -125,7 +125,7 @@ def test_resume_with_other_tasks_is_refused(model: Path, tmp_path: Path) -> None
     run.train()
     other = config.model_copy(update={"seed": 5})
     resumed, _ = make_run(other, model, RunStore.open(run.store.folder))
-    with pytest.raises(ConfigError, match="seed or task files changed"):
+    with pytest.raises(ConfigError, match="the seed was 0 and is 5"):
         resumed.train()
 
 

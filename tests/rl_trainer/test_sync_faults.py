@@ -16,13 +16,13 @@ import torch
 from conftest import need
 from loop_world import Quiet
 
+from gym_servers.checkpoints import resolve_model
 from gym_servers.environment import Split
 from gym_servers.registry import load_environment
 from rl_trainer.actors import local_policy
 from rl_trainer.config import RunConfig, load_config
 from rl_trainer.loop import CANARY_FLOOR, Run, RunStopped
 from rl_trainer.metrics import MetricsLog
-from rl_trainer.model_get import resolve_model
 from rl_trainer.packing import TrainSegment
 from rl_trainer.sampler import RandomSampler
 from rl_trainer.store import RunStore
