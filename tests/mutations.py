@@ -152,6 +152,13 @@ MUTATIONS = (
         f"{TRAINER}/test_train_advantages.py::test_an_invalid_rollout_moves_nobody",
     ),
     Mutation(
+        "failed rollout in baseline and std",
+        "rl_trainer/advantages.py",
+        "        if outcome.failed:",
+        "        if outcome.failed and outcome.reward is None:",
+        f"{TRAINER}/test_train_advantages.py::test_an_invalid_rollout_moves_nobody",
+    ),
+    Mutation(
         "truncated rollout trained",
         "rl_trainer/advantages.py",
         "elif outcome.truncated and options.overlong_filtering:",
@@ -241,6 +248,20 @@ MUTATIONS = (
         "if then == now:",
         'if then and now and then["n"] == now["n"]:',
         f"{TRAINER}/test_loop_sampler.py::test_a_resume_with_other_tasks_says_what_changed",
+    ),
+    Mutation(
+        "progress display left on the terminal",
+        "rl_trainer/progress.py",
+        "refresh_per_second=4, transient=True",
+        "refresh_per_second=4, transient=False",
+        f"{TRAINER}/test_progress_terminal.py::test_the_display_is_updated_in_place_and_leaves_the_terminal_clean",
+    ),
+    Mutation(
+        "a closed rollout opens a new ledger",
+        "gym_servers/models/calls.py",
+        "raise unavailable(f\"rollout '{rollout_id}' is closed",
+        "unavailable(f\"rollout '{rollout_id}' is closed",
+        "tests/gym_servers/models/test_model_server.py::test_a_late_call_to_a_closed_rollout_opens_no_ledger",
     ),
     Mutation(
         "carried tokens trained twice",
