@@ -14,6 +14,9 @@ from typing import Any
 
 from gym_servers.protocol import OmnigymError
 
+PASS = 1.0 - 1e-9
+"""A rollout passes with full reward."""
+
 Sample = Mapping[str, Any]
 
 
@@ -25,7 +28,8 @@ def pass_at_k(n: int, right: int, k: int) -> float:
 
 
 def mean_and_stderr(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and its standard error std(ddof 1) / sqrt(n); nan where there are too few values."""
+    """Mean and its standard error std(ddof 1) / sqrt(n); nan where there are too few values. Samples of one task are not independent: n is
+    tasks, each with the mean of its samples."""
     if not values:
         return math.nan, math.nan
     return math.fsum(values) / len(values), (_std(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan)

@@ -178,14 +178,14 @@ class Rollout(BaseModel):
 
 
 def final_text(output: list[Item]) -> str:
-    """Text of the last assistant message in `output`; "" where there is none. Reasoning items are never read."""
+    """Text of the last assistant message in `output`; "" where there is none, or none that is text. Reasoning items are never read."""
     for item in reversed(output):
         if item.get("type", "message") == "message" and item.get("role", "assistant") == "assistant":
             content = item.get("content")
             if isinstance(content, str):
                 return content
-            parts = content if isinstance(content, list) else []
-            texts = [part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "output_text"]
+            parts = [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
+            texts = [part.get("text") for part in parts if part.get("type") == "output_text"]
             return "".join(text for text in texts if isinstance(text, str))
     return ""
 

@@ -41,11 +41,11 @@ from gym_servers.environment import (
 )
 from gym_servers.idempotency import Once
 from gym_servers.openapi import openapi
-from gym_servers.protocol import Failure, FailureError, FailureKind, Item, OmnigymError, RowError
+from gym_servers.protocol import Failure, FailureError, FailureKind, OmnigymError, RowError
 from gym_servers.registry import environment_names
 from gym_servers.sessions import MemorySessions, Session, SessionStore, lost, new_session, reap_for_ever, session_name
 from gym_servers.tools import ToolRefused, check_tools
-from gym_servers.verification import judge, judge_group
+from gym_servers.verification import judge, judge_group, output_items
 from gym_servers.workers import WorkerPool
 
 log = logging.getLogger("omnigym.resources")
@@ -53,19 +53,6 @@ MAX_STORED_VERDICTS = 100_000
 COOKIE = "omnigym_session"
 SESSION_HEADER = "X-Session-Id"
 MAX_CONFLICTS = 16
-
-
-def output_items(body: dict[str, Any], name: str) -> list[Item]:
-    """`response.output` of a verify body. Raises RowError; FailureError where the response itself failed."""
-    response = body.get("response")
-    if not isinstance(response, dict):
-        raise RowError(f"environment '{name}': field 'response' must be an object with 'output'")
-    if response.get("error"):
-        raise FailureError(Failure(kind="model_error", message=f"the response failed: {response['error']}"))
-    output = response.get("output")
-    if not isinstance(output, list) or not all(isinstance(item, dict) for item in output):
-        raise RowError(f"environment '{name}': field 'response.output' must be a list of Responses items")
-    return output
 
 
 def group_rollouts(body: dict[str, Any], name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import random
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -43,6 +44,11 @@ def rarer_collections() -> Iterator[None]:
         gc.set_threshold(*before)
 
 
+def rollout_seed(seed: int, label: str, group: str, attempt: int) -> int:
+    """Sampling seed of one rollout, 31 bits: the same whenever, wherever and in whichever order it is sampled."""
+    return random.Random(f"rollout|{seed}|{label}|{group}|{attempt}").getrandbits(31)
+
+
 @dataclass(frozen=True)
 class RolloutRequest:
     """One rollout to collect."""
@@ -70,7 +76,7 @@ class Collector:
     """Where and how to collect. secret: signs rollout ids; None: the model server at model_url keeps no ledger.
 
     A rollout's `usage` is the engine's own count over all its attempts, and `dropped_tokens`: those of them that are in no
-    segment of the last one.
+    segment of the last one. Without a ledger it is what the responses say, and dropped is what abandoned attempts sampled.
     """
 
     environments: dict[str, str]
@@ -191,6 +197,10 @@ class Collector:
             if self.secret is not None:
                 joined = await self._join(client, base, rollout, spent)
                 failure = failure or joined  # what is final stays final, whatever became of the ledger
+            else:
+                spent["dropped_tokens"] = spent["sampled_tokens"]
+                for name, count in rollout.usage.items():
+                    spent[name] += count
             if failure is None:
                 break
             rollout.reward, rollout.failure = None, failure

@@ -6,13 +6,14 @@ import contextlib
 import errno
 import os
 import tempfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import orjson
 
-from gym_servers.protocol import OmnigymError, RowError
+from gym_servers.protocol import OmnigymError, RowError, row_task_id
 
 
 def parse_line(line: bytes, where: str) -> dict[str, Any]:
@@ -35,6 +36,35 @@ def read_lines(path: Path) -> Iterator[tuple[str, bytes]]:
         for number, line in enumerate(file, 1):
             if line.strip():
                 yield f"{path}:{number}", line
+
+
+def named_tasks(
+    rows: Iterable[tuple[str, dict[str, Any]]], check: Callable[[dict[str, Any]], object] | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(task id, row) of (where, row), each row checked. Rows without an id get one; equal rows do not merge.
+
+    Raises RowError that names where: of `check`, and for an id that is no string or comes twice.
+    """
+    occurrences: Counter[str] = Counter()
+    given: dict[str, str] = {}
+    for where, row in rows:
+        if check is not None:
+            try:
+                check(row)
+            except RowError as error:
+                raise RowError(f"{where}: {error}") from None
+        task_id = row.get("task_id")
+        if task_id is None:
+            plain = row_task_id(row)
+            task_id = row_task_id(row, occurrences[plain])
+            occurrences[plain] += 1
+        elif not isinstance(task_id, str):
+            raise RowError(f"{where}: field 'task_id' must be a string, found {type(task_id).__name__}")
+        elif task_id in given:
+            raise RowError(f"{where}: task_id '{task_id}' is also that of {given[task_id]}: ids must differ")
+        else:
+            given[task_id] = where
+        yield task_id, row
 
 
 @contextlib.contextmanager

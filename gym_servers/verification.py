@@ -42,6 +42,19 @@ def _environment(name: str, settings: dict[str, Any]) -> Environment:
     return cls(cls.settings_type.model_validate(settings))
 
 
+def output_items(body: dict[str, Any], name: str) -> list[Item]:
+    """`response.output` of a verify body. Raises RowError; FailureError where the response itself failed."""
+    response = body.get("response")
+    if not isinstance(response, dict):
+        raise RowError(f"environment '{name}': field 'response' must be an object with 'output'")
+    if response.get("error"):
+        raise FailureError(Failure(kind="model_error", message=f"the response failed: {response['error']}"))
+    output = response.get("output")
+    if not isinstance(output, list) or not all(isinstance(item, dict) for item in output):
+        raise RowError(f"environment '{name}': field 'response.output' must be a list of Responses items")
+    return output
+
+
 def verify_in_worker(name: str, settings: dict[str, Any], row: dict[str, Any], output: list[Item]) -> dict[str, Any]:
     """Runs inside a worker: the verdict of environment `name` as JSON-like data."""
     environment = _environment(name, settings)

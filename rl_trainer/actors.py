@@ -42,6 +42,10 @@ class Policy(Protocol):
 
     def score(self, token_ids: Sequence[Sequence[int]]) -> list[list[float]]: ...
 
+    def negate(self) -> None:
+        """Change the sign of every parameter, for a rehearsal of the sync; a second time restores them exactly."""
+        ...
+
     def canary(self) -> list[list[int]]:
         """The fixed sequences, as token ids."""
         ...
@@ -89,6 +93,9 @@ class PolicyMember:
 
     def score(self, token_ids: Sequence[Sequence[int]]) -> list[list[float]]:
         return self.worker.score(token_ids)
+
+    def negate(self) -> None:
+        self.worker.negate()
 
     def canary(self) -> list[list[int]]:
         tokenizer = self._tokenizer()
@@ -203,6 +210,9 @@ class RayPolicy:
     def score(self, token_ids: Sequence[Sequence[int]]) -> list[list[float]]:
         scores: list[list[float]] = self._call("score", token_ids)
         return scores
+
+    def negate(self) -> None:
+        self._call("negate")
 
     def canary(self) -> list[list[int]]:
         ids: list[list[int]] = self._call("canary")

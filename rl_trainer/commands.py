@@ -10,10 +10,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from gym_servers.checkpoints import resolve_model
 from gym_servers.protocol import OmnigymError
 from rl_trainer.config import ConfigError, RunConfig, load_config
 from rl_trainer.interrupt import INTERRUPTS
-from rl_trainer.model_get import resolve_model
 from rl_trainer.sampler import (
     LoadedTask,
     RandomSampler,

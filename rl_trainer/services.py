@@ -70,7 +70,7 @@ class HttpGeneration:
             no_progress_seconds=self.config.no_progress_seconds,
             token=self.token,
             # Only no_progress_seconds ends a wait: a slow rollout is never masked by a clock of its own.
-            limits=LoopLimits(model_seconds=DAY, tool_seconds=DAY, verify_seconds=DAY),
+            limits=LoopLimits(tool_seconds=DAY, verify_seconds=DAY),
         )
         requests = (
             RolloutRequest(
@@ -95,9 +95,10 @@ class HttpGeneration:
                 task.cancel()
             await asyncio.gather(collecting, watching, return_exceptions=True)
 
-    def update_weights(self, path: Path, digest: str, version: int) -> str:
+    def update_weights(self, path: Path, digest: str, version: int, rehearsal: bool = False) -> str:
         """See rl_trainer/loop.py; the digest is the one that the engine computed from what it received."""
-        self._admin("update_weights", {"path": str(path), "digest": digest, "version": version})
+        body = {"path": str(path), "digest": digest, "version": version, "rehearsal": rehearsal}
+        self._admin("update_weights", body)
         state = self._admin("state", None)
         if state["weight_version"] != version:
             raise RunStopped(f"the engine says its weights are version {state['weight_version']}, sent was {version}")

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-FLOAT32_SUFFIXES = ("e_score_correction_bias",)
-"""Buffers that decide routing: rounding them would let trainer and engine route differently."""
+from gym_servers.models.engine import FLOAT32_SUFFIXES
 
 
 def checkpoint_tensors(model: nn.Module, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:

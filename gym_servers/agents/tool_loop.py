@@ -29,10 +29,13 @@ from gym_servers.tools import is_tool_name
 
 @dataclass(frozen=True)
 class LoopLimits:
-    """steps: model calls of one rollout. Seconds are of one call, retries included."""
+    """steps: model calls of one rollout. Seconds are of one call, retries included.
+
+    A call to the model has a day: how slow a model may be is said once, by the collector's no_progress_seconds.
+    """
 
     steps: int = 16
-    model_seconds: float = 1800.0
+    model_seconds: float = 86_400.0
     tool_seconds: float = 120.0
     verify_seconds: float = 300.0
 
@@ -169,6 +172,14 @@ async def _call_tools(
     return [task.result() for task in tasks]
 
 
+def _count(usage: dict[str, int], told: Any) -> None:
+    """Add a response's own `usage` to the rollout's; what is absent or no number counts as 0."""
+    usage["requests"] = usage.get("requests", 0) + 1
+    for name, theirs in (("prompt_tokens", "input_tokens"), ("sampled_tokens", "output_tokens")):
+        tokens = told.get(theirs) if isinstance(told, dict) else None
+        usage[name] = usage.get(name, 0) + (tokens if type(tokens) is int else 0)
+
+
 async def generate(
     client: Client, row: dict[str, Any], target: Target, rollout: Rollout, limits: LoopLimits, session: Session
 ) -> dict[str, Any]:
@@ -188,6 +199,7 @@ async def generate(
         )
         rollout.timings["generate"] = rollout.timings.get("generate", 0.0) + time.monotonic() - began
         response = reply.json()
+        _count(rollout.usage, response.get("usage"))
         if response.get("error"):
             raise FailureError(Failure(kind="model_error", message=str(response["error"])))
         items = response.pop("output", None) or []

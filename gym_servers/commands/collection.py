@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import os
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from gym_servers.checkpoints import resolve_model
 from gym_servers.commands.serve import settings_by_environment
 from gym_servers.hosts.local import LocalHost
-from gym_servers.protocol import OmnigymError, Rollout, RowError, row_task_id
+from gym_servers.protocol import OmnigymError, Rollout
 from gym_servers.registry import load_environment
-from gym_servers.rollouts import Collector, RolloutRequest
-from gym_servers.rows import parse_line, read_lines
+from gym_servers.rollouts import Collector, RolloutRequest, rollout_seed
+from gym_servers.rows import named_tasks, parse_line, read_lines
 
 Row = dict[str, Any]
 
@@ -29,34 +28,9 @@ def is_url(text: str) -> bool:
     return text.startswith(("http://", "https://"))
 
 
-def attempt_seed(seed: int, environment: str, task_id: str, attempt: int) -> int:
-    """The sampling seed of one attempt, in [0, 2**31): a function of the rollout, not of the order of arrival."""
-    text = json.dumps([seed, environment, task_id, attempt])
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest()) >> 1
-
-
-def named_tasks(rows: Iterable[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:
-    """(task id, row) of (where, row). Rows without an id get one; a given id that comes twice is a RowError."""
-    occurrences: Counter[str] = Counter()
-    given: dict[str, str] = {}
-    for where, row in rows:
-        task_id = row.get("task_id")
-        if task_id is None:
-            plain = row_task_id(row)
-            task_id = row_task_id(row, occurrences[plain])
-            occurrences[plain] += 1
-        elif not isinstance(task_id, str):
-            raise RowError(f"{where}: field 'task_id' must be a string, found {type(task_id).__name__}")
-        elif task_id in given:
-            raise RowError(f"{where}: task_id '{task_id}' is also that of {given[task_id]}: ids must differ")
-        else:
-            given[task_id] = where
-        yield task_id, row
-
-
-def tasks_of_file(path: Path) -> Iterator[tuple[str, Row]]:
-    """(task id, row) of a JSONL file, streamed. Raises RowError that names the line."""
-    return named_tasks((where, parse_line(line, where)) for where, line in read_lines(path))
+def tasks_of_file(path: Path, check: Callable[[Row], object] | None = None) -> Iterator[tuple[str, Row]]:
+    """(task id, row) of a JSONL file, streamed, each row checked. Raises RowError that names the line."""
+    return named_tasks(((where, parse_line(line, where)) for where, line in read_lines(path)), check)
 
 
 def wanted(environment: str, tasks: Iterable[tuple[str, Row]], n: int, seed: int) -> Iterator[RolloutRequest]:
@@ -64,21 +38,8 @@ def wanted(environment: str, tasks: Iterable[tuple[str, Row]], n: int, seed: int
     for task_id, row in tasks:
         for attempt in range(n):
             group = f"{environment}/{task_id}"
-            drawn = attempt_seed(seed, environment, task_id, attempt)
+            drawn = rollout_seed(seed, environment, task_id, attempt)
             yield RolloutRequest(row, task_id, environment, group, attempt, drawn)
-
-
-def model_folder(name: str) -> Path:
-    """The checkpoint `name`: a folder, or a model that `omnigym model get` put into the cache. Raises OmnigymError."""
-    root = os.environ.get("OMNIGYM_CACHE")
-    base = Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "omnigym"
-    for path in (Path(name), base / "models" / name):
-        if (path / "config.json").is_file():
-            return path
-    raise OmnigymError(
-        f"no model '{name}': it is neither a URL nor a folder with a config.json nor a model in {base / 'models'}; "
-        f"`omnigym model get smollm2-135m` gets a small one"
-    )
 
 
 def engine_settings(pairs: Sequence[str]) -> dict[str, Any]:
@@ -126,7 +87,7 @@ class Stage:
         self.settings = settings_by_environment(settings, self.local)
         for name in self.local:  # what is unknown is an error before anything starts
             load_environment(name, self.settings.get(name))
-        self.model = model if is_url(model) else str(model_folder(model))
+        self.model = model if is_url(model) else str(resolve_model(model))
         self.engine: dict[str, Any] = {"max_num_seqs": concurrency, "seed": seed, **engine_settings(engine)}
         self.concurrency = concurrency
 
@@ -134,6 +95,10 @@ class Stage:
     def names(self) -> list[str]:
         """Names of the environments."""
         return [*self.urls, *self.local]
+
+    def row_check(self, name: str) -> Callable[[Row], object] | None:
+        """What an environment that is started here says of its rows, before anything is sampled; None for one given by URL."""
+        return load_environment(name, self.settings.get(name)).check_row if name in self.local else None
 
     def __enter__(self) -> Stage:
         return self

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,18 +14,15 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from gym_servers.commands.collection import FailureBudget, Row, Stage, named_tasks, tasks_of_file, wanted
+from gym_servers.commands.collection import FailureBudget, Row, Stage, tasks_of_file, wanted
 from gym_servers.commands.folders import Folders
 from gym_servers.commands.rollout import progress_bar
 from gym_servers.environment import Split
-from gym_servers.passk import mean_and_stderr, pass_at_k
+from gym_servers.passk import PASS, mean_and_stderr, pass_at_k
 from gym_servers.protocol import OmnigymError, Rollout
 from gym_servers.registry import load_environment
 from gym_servers.rollouts import Collector, RolloutRequest
-from gym_servers.rows import whole_file
-
-PASS = 1.0 - 1e-9
-"""A rollout passes with full reward."""
+from gym_servers.rows import named_tasks, whole_file
 
 
 class Scores:
@@ -72,11 +69,16 @@ class Scores:
 
 
 def evaluation_tasks(
-    name: str, files: dict[str, Path], limit: int, seed: int, settings: dict[str, Any] | None = None
+    name: str,
+    files: dict[str, Path],
+    limit: int,
+    seed: int,
+    settings: dict[str, Any] | None = None,
+    check: Callable[[Row], object] | None = None,
 ) -> Iterator[tuple[str, Row]]:
-    """The first `limit` tasks of the environment's file, else generated ones of its held-out split."""
+    """The first `limit` tasks of the environment's file, each checked, else generated ones of its held-out split."""
     if name in files:
-        return islice(tasks_of_file(files[name]), limit)
+        return islice(tasks_of_file(files[name], check), limit)
     heldout: Split = "heldout"
     rows = load_environment(name, settings).generate(limit, seed, heldout)
     return named_tasks((f"held-out task {number} of '{name}'", row) for number, row in enumerate(rows))
@@ -141,7 +143,10 @@ def evaluate(
         if unused:
             raise OmnigymError(f"--tasks for '{sorted(unused)[0]}', which no --env names; there are {stage.names}")
         chosen = {
-            name: list(evaluation_tasks(name, files, limit, seed, stage.settings.get(name))) for name in stage.names
+            name: list(
+                evaluation_tasks(name, files, limit, seed, stage.settings.get(name), stage.row_check(name))
+            )
+            for name in stage.names
         }
         requests = (request for name in stage.names for request in wanted(name, chosen[name], n, seed))
         collector = stage.collector(sampling, retries, no_progress_seconds)

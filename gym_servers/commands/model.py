@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from gym_servers.commands.collection import engine_settings, model_folder
+from gym_servers.checkpoints import resolve_model
+from gym_servers.commands.collection import engine_settings
 from gym_servers.commands.serve import token_for
 
 
@@ -34,7 +35,7 @@ def serve_model(
     settings = {
         "max_num_seqs": 32,
         **engine_settings(engine),
-        "model": str(model_folder(name)),
+        "model": str(resolve_model(name)),
         "host": host,
         "port": port,
     }

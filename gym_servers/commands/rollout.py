@@ -18,7 +18,7 @@ from gym_servers.commands.collection import FailureBudget, Stage, tasks_of_file,
 from gym_servers.commands.folders import Folders
 from gym_servers.protocol import OmnigymError, Rollout
 from gym_servers.rollouts import Collector, RolloutRequest
-from gym_servers.rows import parse_line, read_lines, whole_file
+from gym_servers.rows import parse_line, whole_file
 
 Key = tuple[str, str, int]
 
@@ -179,7 +179,6 @@ def rollout(
 ) -> None:
     """Collect rollouts of a task file. OMNIGYM_TOKEN: bearer token of servers given by URL; OMNIGYM_SECRET: a model server's
     secret, where tokens are to be recorded."""
-    count = sum(1 for _ in read_lines(tasks)) * n
     sampling: dict[str, Any] = {"temperature": temperature, "max_output_tokens": max_tokens}
     if model_name is not None:
         sampling["model"] = model_name
@@ -188,6 +187,7 @@ def rollout(
         Stage([env], model, concurrency, engine, seed, settings) as stage,
         output_file(out, resume, retry_failures) as (file, done),
     ):
+        count = sum(1 for _ in tasks_of_file(tasks, stage.row_check(stage.names[0]))) * n
         requests = remaining(wanted(stage.names[0], tasks_of_file(tasks), n, seed), done, out)
         collector = stage.collector(sampling, retries, no_progress_seconds)
         left = max(0, count - len(done))

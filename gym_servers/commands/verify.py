@@ -21,7 +21,7 @@ from gym_servers.environment import Environment, opened
 from gym_servers.protocol import Failure, FailureError, OmnigymError, RowError
 from gym_servers.registry import environment_names, load_environment
 from gym_servers.rows import parse_line, read_lines, whole_file
-from gym_servers.verification import judge
+from gym_servers.verification import judge, output_items
 from gym_servers.workers import WorkerPool
 
 WINDOW = 64
@@ -51,14 +51,7 @@ async def verify_line(environment: Environment, pool: WorkerPool, where: str, li
         if not isinstance(request, dict):
             near = difflib.get_close_matches("request", list(case), n=1)
             raise RowError("field 'request' must be the body of POST /verify" + (f", not '{near[0]}'" if near else ""))
-        response = request.get("response")
-        output = response.get("output") if isinstance(response, dict) else None
-        if isinstance(response, dict) and response.get("error"):  # what failed upstream is no answer to grade
-            raise FailureError(
-                Failure(kind="model_error", message=f"{where}: the response failed: {response['error']}")
-            )
-        if not isinstance(output, list) or not all(isinstance(item, dict) for item in output):
-            raise RowError("field 'request.response.output' must be a list of Responses items")
+        output = output_items(request, environment.name)
         verdict = await judge(environment, {k: v for k, v in request.items() if k != "response"}, output, pool)
     except RowError as error:
         message = str(error) if str(error).startswith(where) else f"{where}: {error}"

@@ -82,6 +82,7 @@ class Update(BaseModel):
     path: str
     digest: str
     version: int
+    rehearsal: bool = False
 
 
 def build_model_server(engine: Engine, settings: ModelSettings, server: ServerSettings | None = None) -> Guard:
@@ -187,7 +188,7 @@ def build_model_server(engine: Engine, settings: ModelSettings, server: ServerSe
             update = Update.model_validate(await read_object(request))
         except ValidationError as error:
             raise RowError(f"update_weights: field {error.errors()[0]['loc']}: {error.errors()[0]['msg']}") from None
-        await state.update(update.path, update.digest, update.version)
+        await state.update(update.path, update.digest, update.version, update.rehearsal)
         return await admin_state()
 
     @app.post("/admin/score")

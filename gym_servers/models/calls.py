@@ -102,6 +102,7 @@ class ModelServer:
         self.open_calls: set[str] = set()
         self.scoring = 0
         self.updating = False
+        self.rehearsing = False
         self.requests = 0
 
     def check_admission(self) -> None:
@@ -113,8 +114,10 @@ class ModelServer:
             raise unavailable("weights are being updated")
 
     def opened(self, rollout_id: str) -> Open:
-        """The ledger of a rollout, made on its first call. Raises FailureError when there are too many, or while it closes."""
+        """The ledger of a rollout, made on its first call. Raises FailureError when there are too many, while it closes, and after."""
         found = self.ledgers.get(rollout_id)
+        if found is None and rollout_id in self.closed:
+            raise unavailable(f"rollout '{rollout_id}' is closed: nothing more is sampled for it", retryable=False)
         if found is None:
             if len(self.ledgers) >= self.settings.max_ledgers:
                 self.reap()
@@ -135,14 +138,18 @@ class ModelServer:
     async def close(self, rollout_id: str) -> bytes:
         """What the rollout sampled, packed; its calls that still run are ended first, so that their tokens are counted.
 
-        A close that is repeated, because the answer to it was lost, gets the same again.
+        A close that is repeated, because the answer to it was lost, gets the same again. What is kept for that, the latest
+        MAX_CLOSED_BYTES, also tells late calls that their rollout is over.
         """
         found = self.ledgers.get(rollout_id)
-        if found is None:
-            return self.closed.get(rollout_id) or pack_ledger(Ledger(rollout_id).export())
-        found.closing = True
-        await self._end(found.calls)
-        packed = pack_ledger(found.ledger.export())
+        if found is None and rollout_id in self.closed:
+            return self.closed[rollout_id]
+        ledger = Ledger(rollout_id)
+        if found is not None:
+            found.closing = True
+            await self._end(found.calls)
+            ledger = found.ledger
+        packed = pack_ledger(ledger.export())
         self.ledgers.pop(rollout_id, None)
         self.closed_bytes += len(packed) - len(self.closed.pop(rollout_id, b""))
         self.closed[rollout_id] = packed
@@ -180,6 +187,8 @@ class ModelServer:
 
     async def _complete(self, body: Item, call: Call) -> Answered:
         self.check_admission()
+        if self.rehearsing:
+            raise unavailable("the weights are a rehearsal's: the policy's are still to come")
         opened = call.opened
         if opened is not None and opened.closing:
             raise unavailable(f"rollout '{opened.ledger.rollout_id}' is being closed", retryable=False)
@@ -310,11 +319,15 @@ class ModelServer:
             if time.monotonic() > deadline:
                 raise unavailable(f"{len(calls)} calls did not end within {DRAIN_SECONDS:g} s of an abort")
 
-    async def update(self, path: str, digest: str, version: int) -> None:
-        """Replace the weights. Raises OmnigymError where they were refused, FailureError where the engine is lost."""
+    async def update(self, path: str, digest: str, version: int, rehearsal: bool = False) -> None:
+        """Replace the weights. rehearsal: by weights that are only scored; nothing is sampled until others come.
+
+        Raises OmnigymError where they were refused, FailureError where the engine is lost.
+        """
         self.check_admission()
         state = self.engine.state
-        if version < state.weight_version or (version == state.weight_version and state.digest not in ("", digest)):
+        taken = version == state.weight_version and state.digest not in ("", digest) and not self.rehearsing
+        if version < state.weight_version or taken:
             raise WeightsRefused(
                 f"weights refused: version {version} after {state.weight_version}; a version stands for one set of weights"
             )
@@ -322,6 +335,7 @@ class ModelServer:
         try:
             await self._end(self.open_calls, scoring=True)
             await self.engine.update_weights(path, digest, version)
+            self.rehearsing = rehearsal
         except WeightsRefused:
             raise
         except BaseException as error:

@@ -67,6 +67,11 @@ class Generation:
         )
 
 
+FLOAT32_SUFFIXES = ("e_score_correction_bias",)
+"""Ends of the names of tensors that decide routing: they stay float32 in every sync, for rounding them would let trainer and engine
+route differently."""
+
+
 @dataclass
 class EngineState:
     """weight_version: of the weights being served. digest: of the last update ("" before the first)."""
@@ -103,7 +108,8 @@ class Engine(Protocol):
     chat_template: str | None
     """The model's own template (jinja text)."""
     special: tuple[tuple[str, str], ...]
-    """Name and text of the special tokens that the template may write (bos_token, ...)."""
+    """Name and text of the special tokens that the template may write (bos_token, ...). begin_of_text: the one that the tokenizer
+    puts before any text, where it does; omnigym's own template writes it."""
 
     async def generate(
         self, prompt_ids: Sequence[int], sampling: Sampling, seed: int, request_id: str

@@ -16,6 +16,10 @@ class CheckpointTokenizer:
         self.chat_template: str | None = self._tokenizer.chat_template
         named = self._tokenizer.special_tokens_map.items()
         self.special = tuple((name, str(text)) for name, text in named if not isinstance(text, list))
+        begin = self._tokenizer.bos_token
+        # Having a bos_token is not enough: where it opens each turn (SmolLM2's is <|im_start|>) one more would be wrong.
+        if begin and self._tokenizer("a").input_ids[:1] == [self._tokenizer.bos_token_id]:
+            self.special += (("begin_of_text", begin),)
 
     def encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False))

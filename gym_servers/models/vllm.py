@@ -18,10 +18,21 @@ from safetensors import safe_open
 
 from gym_servers.base import Guard
 from gym_servers.models.app import ModelSettings, build_model_server
-from gym_servers.models.engine import EngineState, FinishReason, Generation, Sampling, Tokenizer, WeightsRefused
+from gym_servers.models.engine import (
+    FLOAT32_SUFFIXES,
+    EngineState,
+    FinishReason,
+    Generation,
+    Sampling,
+    Tokenizer,
+    WeightsRefused,
+)
 from gym_servers.models.serving import ListenSettings, part_of, run
 from gym_servers.models.transformers_tokenizer import CheckpointTokenizer
 from gym_servers.protocol import OmnigymError
+
+WHOLE_DTYPES = {"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"}
+"""safetensors' names and torch's, of what no sync casts."""
 
 PAUSE_SECONDS = 60.0
 """No call is open when vLLM is told to pause, so it takes a moment only."""
@@ -67,12 +78,15 @@ def set_environment(settings: VllmSettings) -> None:
 
 
 def manifest_of(folder: Path, dtype: str) -> dict[str, Any]:
-    """name -> [shape, dtype] of the checkpoint's tensors, as an update must bring them."""
+    """name -> [shape, dtype] of the checkpoint's tensors, as an update must bring them: floats in the engine's dtype, those of
+    FLOAT32_SUFFIXES in float32, integers in their own."""
     manifest: dict[str, Any] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(str(path), "pt") as file:
             for name in file.keys():
-                manifest[name] = [file.get_slice(name).get_shape(), f"torch.{dtype}"]
+                found = file.get_slice(name)
+                kept = WHOLE_DTYPES.get(found.get_dtype(), "float32" if name.endswith(FLOAT32_SUFFIXES) else dtype)
+                manifest[name] = [found.get_shape(), f"torch.{kept}"]
     if json.loads((folder / "config.json").read_text()).get("tie_word_embeddings"):
         manifest.pop("lm_head.weight", None)
     return manifest

@@ -35,6 +35,7 @@ class Fake:
         self.app = FastAPI()
         self.app.post("/r/{signed}/v1/responses")(self.responses)
         self.app.post("/r/{signed}/close")(self.close)
+        self.app.post("/v1/responses")(self.plain)
         self.app.post("/env/seed_session")(self.seed)
         self.app.post("/env/verify")(self.verify)
         self.app.post("/env/add")(self.add)
@@ -61,6 +62,12 @@ class Fake:
         self.in_flight -= 1
         self.calls[rollout] = self.calls.get(rollout, 0) + 1
         reply = self.turns(await request.json(), self.calls[rollout])
+        return reply if isinstance(reply, dict) else JSONResponse(reply[1], reply[0])
+
+    async def plain(self, request: Request) -> Any:
+        """Without a ledger."""
+        self.calls[""] = self.calls.get("", 0) + 1
+        reply = self.turns(await request.json(), self.calls[""])
         return reply if isinstance(reply, dict) else JSONResponse(reply[1], reply[0])
 
     async def close(self, signed: str) -> Response:
@@ -126,6 +133,36 @@ def test_a_rollout_has_its_reward_and_the_ledger_s_tokens(fake: tuple[Fake, Coll
     assert rollout.segments[0].mask == [0, 1, 1]
     assert rollout.usage == {"prompt_tokens": 1, "sampled_tokens": 2, "requests": 1, "dropped_tokens": 0}
     assert fake[0].verified[0]["response"]["output"][0]["content"][0]["text"] == "4"
+
+
+def test_without_a_ledger_usage_is_what_the_responses_say(fake: tuple[Fake, Collector]) -> None:
+    """Two turns of an attempt that fails, then two of the one that counts; a server that says nothing adds nothing."""
+    server, collector = fake
+    collector.secret, collector.model_url = None, f"{collector.model_url}/v1"
+    told = [
+        {"input_tokens": 10, "output_tokens": 3},
+        None,
+        {"input_tokens": 10, "output_tokens": 4},
+        {"input_tokens": 20},
+    ]
+    numbered: list[int] = []
+
+    def turns(body: dict[str, Any], n: int) -> dict[str, Any]:
+        numbered.append(n)
+        if n == 2:
+            return {**server.say(""), "error": {"message": "lost"}, "usage": {"input_tokens": 12, "output_tokens": "7"}}
+        fields = {"usage": told[n - 1]}
+        return {**server.call("add", '{"a": 1, "b": 2}'), **fields} if n % 2 else server.say("4", **fields)
+
+    server.turns = turns
+    (rollout,) = gather(collector, tools=TOOLS)
+    assert (numbered, rollout.reward, rollout.segments) == ([1, 2, 3, 4], 1.0, [])
+    assert rollout.usage == {"prompt_tokens": 52, "sampled_tokens": 7, "requests": 4, "dropped_tokens": 3}
+
+
+def test_a_slow_model_is_waited_for_as_long_as_others_make_progress() -> None:
+    """One clock for the model, the collector's no_progress_seconds: no call's own limit comes before it."""
+    assert LoopLimits().model_seconds >= 86_400
 
 
 def test_tools_run_in_the_session_and_mistakes_are_shown_to_the_model(fake: tuple[Fake, Collector]) -> None:

@@ -187,6 +187,21 @@ def test_bad_task_files_are_named(model: tuple[Model, str], tasks: Path, tmp_pat
     assert done.returncode == 1 and "omnigym model get" in done.stderr
 
 
+@pytest.mark.parametrize("command", ["rollout", "eval"])
+def test_a_bad_row_is_named_before_anything_is_sampled(
+    model: tuple[Model, str], tasks: Path, tmp_path: Path, command: str
+) -> None:
+    """The environment that would be started here checks the file first, whichever line it is."""
+    rows = lines(tasks)
+    del rows[-1]["expected_answer"]
+    tasks.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = [*COMMAND, "eval", model[1], "--env", "competition_math", "--tasks", f"competition_math={tasks}"]
+    done = run(arguments(tasks, model[1], tmp_path / "out.jsonl") if command == "rollout" else given)
+    said = " ".join(done.stderr.split())
+    assert done.returncode == 1 and f"tasks.jsonl:{TASKS}: environment 'competition_math'" in said, said
+    assert "expected_answer" in said and not model[0].calls
+
+
 def test_tasks_are_read_only_as_there_is_room() -> None:
     read = 0
 

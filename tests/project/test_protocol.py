@@ -39,6 +39,13 @@ def test_reasoning_is_never_read() -> None:
 
 
 @pytest.mark.parametrize(
+    "content", [5, True, None, {"text": "4"}, [4, None, [{}]], [{"type": "output_text", "text": 4}]]
+)
+def test_content_that_is_no_text_has_none(content: object) -> None:
+    assert final_text([{"type": "message", "role": "assistant", "content": content}]) == ""
+
+
+@pytest.mark.parametrize(
     ("text", "left"),
     [
         ("<think>5</think>4", "4"),

@@ -52,7 +52,7 @@ class TorchEngine:
         self.sampled: list[str] = []
         self.stop_after: int | None = None
 
-    def update_weights(self, path: Path, digest: str, version: int) -> str:
+    def update_weights(self, path: Path, digest: str, version: int, rehearsal: bool = False) -> str:
         from safetensors.torch import load_file
 
         from rl_trainer.weights import weights_digest

@@ -111,6 +111,7 @@ def without_servers(monkeypatch: pytest.MonkeyPatch) -> None:
             return {"logprobs": [[-6.0] * (len(ids) - 1) for ids in body["token_ids"]]}
         return {"weight_version": versions[0], "digest": versions[-1]}
 
+    monkeypatch.setattr("rl_trainer.loop.REHEARSAL_SHARE", math.inf)  # the scores above follow no weights
     monkeypatch.setattr(Collector, "one", one)
     monkeypatch.setattr(HttpGeneration, "_admin", admin)
 

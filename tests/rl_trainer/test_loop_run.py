@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from conftest import need
 from loop_world import Quiet, broken, make_run, small_config
+from safetensors.torch import load_file
 
 from gym_servers.protocol import Rollout
 from rl_trainer.books import BooksError
@@ -121,7 +125,7 @@ def test_resume_with_other_tasks_is_refused(model: Path, tmp_path: Path) -> None
     run.train()
     other = config.model_copy(update={"seed": 5})
     resumed, _ = make_run(other, model, RunStore.open(run.store.folder))
-    with pytest.raises(ConfigError, match="seed or task files changed"):
+    with pytest.raises(ConfigError, match="the seed was 0 and is 5"):
         resumed.train()
 
 
@@ -234,6 +238,52 @@ def test_a_sync_broken_from_the_first_is_caught_and_a_kill_does_not_move_the_ref
         late.train()
 
 
+BLIND = {"canary_factor": 1e9}
+"""The canary as it is in bfloat16, where rounding is more than what a step changes."""
+
+
+def test_a_tied_head_that_keeps_old_weights_is_caught_before_the_first_step(model: Path, tmp_path: Path) -> None:
+    """The rehearsal finds what neither digest nor canary tell, and leaves the policy as it was, bit for bit."""
+    healthy, _ = make_run(small_config(model, tmp_path, **BLIND), model)
+    before = digest(healthy)
+    healthy.start_sync(0)
+    assert digest(healthy) == before == healthy._sent
+    run, world = make_run(small_config(model, tmp_path, **BLIND), model)
+    head = world.policy.worker.model.lm_head  # type: ignore[attr-defined]
+    old = head.weight.detach().clone()
+    load = world.policy.worker.load  # type: ignore[attr-defined]
+
+    def unpacked(tensors: Any) -> None:
+        load(tensors)
+        head.weight = torch.nn.Parameter(old)
+
+    world.policy.worker.load = unpacked  # type: ignore[attr-defined]
+    with pytest.raises(RunStopped, match="rehearsal of the sync: .* a part of the engine keeps old weights"):
+        run.train()
+    assert digest(run) == before and not world.sampled
+
+
+def test_the_same_update_twice_is_caught_without_the_canary(model: Path, tmp_path: Path) -> None:
+    """The trainer exports what it exported before: the digest of what arrived is right, and says so. A step that moves nothing may."""
+    run, _ = make_run(small_config(model, tmp_path, **BLIND), model)
+    export, kept = run.policy.export, tmp_path / "kept"
+
+    def stale(path: Path, dtype: str) -> str:
+        if not kept.exists() or run._sent == "":
+            export(kept, dtype)
+        shutil.copy(kept, path)
+        return weights_digest(load_file(kept))
+
+    run.policy.export = stale  # type: ignore[method-assign]
+    with pytest.raises(RunStopped, match=r"weights 1 are those of the last sync, byte for byte"):
+        run.train()
+    still, world = make_run(small_config(model, tmp_path, steps=1), model)
+    world.change = lambda rollout: setattr(rollout, "reward", 1.0)  # no advantage, no gradient
+    first = digest(still)
+    still.train()
+    assert still._sent == first
+
+
 def test_no_before_is_made_up_for_a_run_that_began_without_one(model: Path, tmp_path: Path) -> None:
     config = small_config(model, tmp_path)
     run, _ = make_run(config, model)
@@ -276,11 +326,11 @@ def test_rollouts_that_are_lost_or_doubled_are_noticed(model: Path, tmp_path: Pa
 
 
 def test_a_full_disk_at_a_checkpoint_stops_the_run_which_then_goes_on(model: Path, tmp_path: Path) -> None:
-    """A small tmpfs where one may be mounted. What was there stays; with room again the run ends as an undisturbed one."""
+    """A small tmpfs, which root may mount. What was there stays; with room again the run ends as an undisturbed one."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)]).returncode:
-        pytest.skip("no tmpfs may be mounted here; the same with a file size limit is in test_train_storage.py")
+    mounted = not os.geteuid() and not subprocess.call(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)])
+    need("root", mounted, "no tmpfs may be mounted here; the same with a file size limit is in test_train_storage.py")
     try:
         config = small_config(model, disk, steps=3, checkpoint={"every": 1, "keep_last": 1})
         store = RunStore.create(disk, "tiny", config.to_yaml())

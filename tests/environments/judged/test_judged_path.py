@@ -12,7 +12,7 @@ from live_server import eventually, serving
 
 from gym_servers.agents.tool_loop import LoopLimits
 from gym_servers.base import ServerSettings
-from gym_servers.commands.collection import model_folder
+from gym_servers.checkpoints import resolve_model
 from gym_servers.hosts.local import LocalHost
 from gym_servers.models.app import ModelSettings, build_model_server
 from gym_servers.models.scripted import Asked, ScriptedEngine
@@ -164,7 +164,7 @@ def test_bad_rows_are_422_that_name_the_field_and_the_server_lives_on() -> None:
 def test_a_real_small_model_as_policy_and_judge() -> None:
     """SmolLM2-135M judges its own answers: it may leave out a label, which is judge_failed, and nothing else may go wrong."""
     try:
-        folder = model_folder("smollm2-135m")
+        folder = resolve_model("smollm2-135m")
     except OmnigymError as error:
         pytest.skip(str(error))
     os.environ.setdefault("OMNIGYM_TOKEN", "t")

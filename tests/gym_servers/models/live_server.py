@@ -87,9 +87,10 @@ class World:
         assert reply.status_code == 200, reply.text
         return unpack_ledger(reply.content)
 
-    def update(self, version: int, digest: str = "d", status: int = 200) -> dict[str, Any]:
+    def update(self, version: int, digest: str = "d", status: int = 200, **more: Any) -> dict[str, Any]:
         """Ask for a weight update."""
-        reply = self.http.post("/admin/update_weights", json={"path": "-", "digest": digest, "version": version})
+        body = {"path": "-", "digest": digest, "version": version, **more}
+        reply = self.http.post("/admin/update_weights", json=body)
         assert reply.status_code == status, reply.text
         found: dict[str, Any] = reply.json()
         return found

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from live_server import Recording, model_world
-from tokenizers import Tokenizer, models
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, processors
 from transformers import PreTrainedTokenizerFast
 
 import gym_servers.models.vllm as vllm_module
@@ -22,9 +24,11 @@ from gym_servers.models.app import build_model_server
 from gym_servers.models.calls import ModelSettings
 from gym_servers.models.scripted import ScriptedEngine
 from gym_servers.models.serving import ListenSettings, serve
+from gym_servers.models.template import ChatTemplate
 from gym_servers.models.vllm import VllmEngine, VllmSettings, cpus_for
 from gym_servers.protocol import OmnigymError
 from rl_trainer.sampler import prompt_counter
+from rl_trainer.weights import cast_for_engine
 
 
 def test_a_dead_or_poisoned_engine_is_not_ready() -> None:
@@ -122,6 +126,36 @@ def test_a_template_gets_the_tokenizer_s_special_tokens(tmp_path: Path) -> None:
     with model_world(engine) as world:
         world.chat([{"role": "user", "content": "a"}])
     assert engine.calls[0][0] == [0, 2]
+
+
+@pytest.mark.parametrize("adds", [True, False])
+def test_our_own_template_begins_as_the_tokenizer_would(tmp_path: Path, adds: bool) -> None:
+    """With the token that the tokenizer puts before any text; not with one that it has and never puts there."""
+    raw = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1, "a": 2, "[UNK]": 3}, unk_token="[UNK]"))
+    if adds:
+        raw.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    made = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>", unk_token="[UNK]")
+    made.save_pretrained(tmp_path)
+    tokenizer = vllm_module.CheckpointTokenizer(str(tmp_path))
+    text = ChatTemplate(None, tokenizer.special).render([{"role": "user", "content": "a"}], generation=True)
+    assert text.removeprefix("<s>" if adds else "") == "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
+    assert tokenizer.encode(text).count(0) == adds
+
+
+def test_a_manifest_wants_what_a_sync_brings(tmp_path: Path) -> None:
+    """The tensors that no cast to the engine's dtype may round stay as they are on both sides."""
+    tensors = {
+        "w": torch.ones(2, 3),
+        "gate.e_score_correction_bias": torch.ones(4),
+        "steps": torch.ones(2, dtype=torch.int64),
+        "lm_head.weight": torch.ones(2),
+    }
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"tie_word_embeddings": true}')
+    tensors.pop("lm_head.weight")
+    sent = {name: [list(t.shape), str(t.dtype)] for name, t in cast_for_engine(tensors, torch.bfloat16).items()}
+    assert vllm_module.manifest_of(tmp_path, "bfloat16") == sent
+    assert sent["gate.e_score_correction_bias"] == [[4], "torch.float32"]
 
 
 @pytest.mark.parametrize("name", ["previous_response_id", "conversation", "prompt"])

@@ -93,6 +93,18 @@ def test_a_close_whose_answer_was_lost_can_be_repeated(monkeypatch: pytest.Monke
         assert world.close("a").usage["requests"] == 0  # what is remembered is bounded
 
 
+def test_a_late_call_to_a_closed_rollout_opens_no_ledger() -> None:
+    """Nobody would fetch it: what it samples would be in no rollout and no count. Also where the rollout never called before."""
+    with model_world(ScriptedEngine(["x"])) as world:
+        world.chat([user("?")], "a")
+        world.close("a")
+        world.close("never used")
+        assert "rollout 'a' is closed" in world.refused(503, "a")
+        assert "is closed" in world.refused(503, "never used")
+        assert world.state()["ledgers"] == 0
+        assert world.close("a").usage["requests"] == 1
+
+
 def test_a_forged_rollout_url_is_refused() -> None:
     with model_world(ScriptedEngine(["x"])) as world:
         signed = world.base("a").split("/")[-2]
@@ -131,8 +143,8 @@ def test_a_full_context_is_an_incomplete_answer_and_truncation_is_the_engine_s_w
         assert world.close().truncation_reason == "context"
         # 4 tokens with the end: cut at 3, whole at exactly 4
         for most, status, finish in ((3, "incomplete", "length"), (4, "completed", "stop")):
-            assert world.post("/v1/responses", "r", input="q", max_output_tokens=most)["status"] == status
-            export = world.close()
+            assert world.post("/v1/responses", f"r{most}", input="q", max_output_tokens=most)["status"] == status
+            export = world.close(f"r{most}")
             assert (export.finish_reasons, export.truncated) == ([finish], finish == "length")
 
 
@@ -203,14 +215,14 @@ def test_a_budget_that_is_not_reached_or_not_overrun_writes_nothing() -> None:
         assert (message["reasoning_content"], message["content"]) == ("ok", "a long answer")
         assert masked(export) == [[*TOKENS.encode("ok</think>a long answer"), END_ID]]
         engine.script = ["ok</think>"]
-        world.chat([user("?")], **budget)  # ended by itself
-        assert world.close().usage["requests"] == 1
+        world.chat([user("?")], "b", **budget)  # ended by itself
+        assert world.close("b").usage["requests"] == 1
         engine.script = ["t" * 50]
-        world.chat([user("?")], max_tokens=12, **budget)  # no room for an answer behind the budget
-        export = world.close()
+        world.chat([user("?")], "c", max_tokens=12, **budget)  # no room for an answer behind the budget
+        export = world.close("c")
         assert (export.truncation_reason, masked(export)) == ("max_tokens", [TOKENS.encode("t" * 12)])
-        world.chat([user("?")], chat_template_kwargs={"reasoning": False, "reasoning_budget": 3})
-        assert masked(world.close()) == [[*TOKENS.encode("t" * 50), END_ID]]  # no reasoning, no budget
+        world.chat([user("?")], "d", chat_template_kwargs={"reasoning": False, "reasoning_budget": 3})
+        assert masked(world.close("d")) == [[*TOKENS.encode("t" * 50), END_ID]]  # no reasoning, no budget
 
 
 def test_a_budget_of_the_server_holds_where_the_request_says_nothing() -> None:

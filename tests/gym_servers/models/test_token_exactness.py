@@ -18,7 +18,7 @@ from conftest import need
 from fastapi import FastAPI, Request
 from live_server import SECRET, Recording, World, masked, model_world, serving
 
-from gym_servers.commands.collection import model_folder
+from gym_servers.checkpoints import resolve_model
 from gym_servers.models.engine import Tokenizer
 from gym_servers.models.parsers import parse_turn
 from gym_servers.models.scripted import Asked, CodePoints
@@ -74,7 +74,7 @@ def merging() -> Tokenizer:
 
 def real() -> Tokenizer:
     try:
-        folder = str(model_folder("smollm2-135m"))
+        folder = str(resolve_model("smollm2-135m"))
     except OmnigymError as error:
         need("model", False, str(error))
     from gym_servers.models.transformers_tokenizer import CheckpointTokenizer
@@ -278,9 +278,10 @@ def test_an_answer_cut_inside_a_character_is_continued_too() -> None:
     with model_world(engine) as world:
         for most in range(1, 8):
             messages = [{"role": "user", "content": "?"}]
-            messages += [world.chat(messages, max_tokens=most), {"role": "user", "content": "go on"}]
-            world.chat(messages)
-            (first, second), export = engine.calls[-2:], world.close()
+            name = f"r{most}"
+            messages += [world.chat(messages, name, max_tokens=most), {"role": "user", "content": "go on"}]
+            world.chat(messages, name)
+            (first, second), export = engine.calls[-2:], world.close(name)
             assert len(export.segments) == 1
             assert masked(export) == [first[1].token_ids + second[1].token_ids]
         assert any("\ufffd" in engine.tokenizer.decode(g.token_ids) for _, g in engine.calls)

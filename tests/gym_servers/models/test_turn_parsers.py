@@ -11,7 +11,7 @@ from conftest import need
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gym_servers.commands.collection import model_folder
+from gym_servers.checkpoints import resolve_model
 from gym_servers.models.parsers import parse_turn
 from gym_servers.models.template import ChatTemplate
 from gym_servers.protocol import OmnigymError
@@ -184,7 +184,7 @@ def test_a_hostile_text_of_two_megabytes_takes_linear_time(text: str) -> None:
 def test_vllm_s_parser_finds_the_same_calls() -> None:
     need("vllm", importlib.util.find_spec("vllm") is not None, "vLLM is not installed")
     try:
-        folder = model_folder("smollm2-135m")
+        folder = resolve_model("smollm2-135m")
     except OmnigymError as error:
         need("model", False, str(error))
     from transformers import AutoTokenizer

@@ -195,3 +195,17 @@ def test_the_scripted_engine_refuses_an_update_inside_a_call() -> None:
         await engine.update_weights("-", "d", 1)
 
     asyncio.run(scenario())
+
+
+def test_nothing_is_sampled_with_the_weights_of_a_rehearsal() -> None:
+    """They are scored; their version is then that of the weights that follow, and of no others."""
+    with model_world(Telling()) as world:
+        world.update(3, "flipped", rehearsal=True)
+        assert "rehearsal" in world.refused(503)
+        assert world.post("/admin/score", token_ids=[[1, 2, 3]])["logprobs"]
+        assert world.state()["digest"] == "flipped"
+        world.update(3, "real")
+        assert set(world.chat(ASK["messages"])["content"]) == {mark(3)}
+        assert "stands for one set" in str(world.update(3, "flipped", 400, rehearsal=True))
+        assert world.chat(ASK["messages"])["content"]
+        assert world.state()["digest"] == "real"
