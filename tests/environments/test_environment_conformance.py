@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from gym_servers import cli
 
 Line = dict[str, Any]
-COUNTS = {"competition_math": 106, "instruction_following": 338, "structured_outputs": 80}
+COUNTS = {"competition_math": 106, "instruction_following": 338, "mcqa": 125, "structured_outputs": 80}
 pytestmark = pytest.mark.conformance
 
 
