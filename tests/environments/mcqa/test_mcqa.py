@@ -174,7 +174,7 @@ def test_right_options_are_right() -> None:
                 value = value * base % numbers[-1]
             assert str(value) == right
         elif row["family"] == "chain_of_comparisons":
-            pairs = [(words[k - 2], words[k + 1]) for k, word in enumerate(words) if word == "than"]
+            pairs = [(words[k - 3], words[k + 1]) for k, word in enumerate(words) if word == "than"]
             above = {low: high for high, low in pairs}
             place, name = 0, right
             while name in above:
