@@ -2,7 +2,8 @@
 
 `POST /verify` takes NeMo-Gym's body, the task row with `response`, and answers it with `reward` and our fields added. A verdict
 that failed is 503 `{error, retryable}`, a bad row 422; a 200 always has a reward. A repeated request with the same
-`Idempotency-Key` gets the stored verdict. `POST /verify_group` does so for the rollouts of a task together.
+`Idempotency-Key` gets the stored verdict. `POST /verify_group` does so for the rollouts of a task together; NeMo-Gym's clients, which
+send each to `/verify` and wait, are served so by gym_servers/cohorts.py.
 
 `POST /seed_session` opens a session where the environment has a state; the answer says how the environment rewards and which tools
 only read. The session is a cookie or the header `X-Session-Id`, and ends with the verdict. `POST /<tool>` calls a tool: 422 is
@@ -29,7 +30,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gym_servers.base import Guard, ServerSettings, answer, build, read_object
-from gym_servers.environment import Environment, GroupEnvironment, GroupRollout, StatefulEnvironment
+from gym_servers.cohorts import Cohorts
+from gym_servers.environment import Environment, GroupEnvironment, GroupRollout, GroupSettings, StatefulEnvironment
 from gym_servers.idempotency import Once
 from gym_servers.protocol import Failure, FailureError, Item, OmnigymError, RowError
 from gym_servers.registry import environment_names
@@ -99,6 +101,9 @@ class Served:
             if tool.with_state and not isinstance(environment, StatefulEnvironment):
                 raise OmnigymError(f"environment '{self.name}': tool '{tool.name}' takes a state, and there is none")
         self.once: Once[dict[str, Any]] = Once(MAX_STORED_VERDICTS)
+        self.cohorts: Cohorts | None = None
+        if isinstance(environment, GroupEnvironment) and isinstance(environment.settings, GroupSettings):
+            self.cohorts = Cohorts(environment, pool) if environment.settings.num_rollouts_per_prompt else None
         self.about = {
             "reward": environment.reward,
             "read_only_tools": [t.name for t in self.tools.values() if t.read_only],
@@ -126,6 +131,8 @@ class Served:
             name = self.session(request)
             session = await self.load(name) if name is not None else None
             row = {key: value for key, value in body.items() if key != "response"}
+            if self.cohorts is not None:
+                return (await self.cohorts.verdict(body, output)).model_dump()
             verdict = await judge(self.environment, row, output, self.pool, session.state if session else None)
             if name is not None:
                 await self.sessions.drop(name)
