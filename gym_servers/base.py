@@ -9,6 +9,8 @@ and those in flight finish.
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
 import hmac
 import logging
 import secrets
@@ -149,14 +151,27 @@ class Guard:
     def _refusal(self, path: str, headers: dict[bytes, bytes], request_id: str) -> Response | None:
         if path in OPEN_PATHS:
             return None
-        if self._expected is not None and not hmac.compare_digest(headers.get(b"authorization", b""), self._expected):
-            return problem(401, "unauthorized", "send the header 'Authorization: Bearer <token>'", request_id)
+        if self._expected is not None and not hmac.compare_digest(_bearer(headers), self._expected):
+            message = "send the header 'Authorization: Bearer <token>', or the token as the password in the URL"
+            return problem(401, "unauthorized", message, request_id)
         if self.draining:
             return problem(503, "draining", "the server is stopping", request_id, retryable=True)
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self.settings.max_body_bytes:
             return problem(413, "body_too_large", self._too_large, request_id)
         return None
+
+
+def _bearer(headers: dict[bytes, bytes]) -> bytes:
+    """The request's authorization as a bearer token: the password of `http://user:token@host` is one too, for clients that can
+    be given nothing but a URL."""
+    given = headers.get(b"authorization", b"")
+    if given[:6].lower() != b"basic ":
+        return given
+    try:
+        return b"Bearer " + base64.b64decode(given[6:], validate=True).partition(b":")[2]
+    except binascii.Error:
+        return given
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -7,12 +7,14 @@ statuses given). Anything else is final.
 from __future__ import annotations
 
 import asyncio
+import base64
 import random
 import resource
 import time
 import uuid
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import aiohttp
 import orjson
@@ -61,6 +63,16 @@ class Reply:
         if not isinstance(value, dict):
             raise FailureError(Failure(kind="connection", message="the reply is not a JSON object"))
         return value
+
+
+def without_credentials(url: str) -> tuple[str, dict[str, str]]:
+    """(`url` without user and password, the header that carries them). They go instead of a bearer token, which a server that
+    has credentials of its own need not know, and never into a message."""
+    if "@" not in url or (parts := urlsplit(url)).username is None:
+        return url, {}
+    user, password = unquote(parts.username or ""), unquote(parts.password or "")
+    value = base64.b64encode(f"{user}:{password}".encode()).decode()
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])), {"Authorization": f"Basic {value}"}
 
 
 def _problem(url: str, status: int, body: bytes, kind: FailureKind, retried: frozenset[int]) -> Exception:
@@ -137,7 +149,8 @@ class Client:
         assert self._session is not None, "use the client as `async with`"
         data = orjson.dumps(body)
         end = deadline.after(seconds)
-        headers = {**self._headers, "Idempotency-Key": key or uuid.uuid4().hex}
+        url, credentials = without_credentials(url)
+        headers = {**self._headers, **credentials, "Idempotency-Key": key or uuid.uuid4().hex}
         if cookies:
             headers["Cookie"] = "; ".join(f"{name}={value}" for name, value in cookies.items())
         for attempt in range(self.retries + 1):

@@ -209,9 +209,19 @@ class GroupRollout(BaseModel):
     usage: dict[str, int] = {}
 
 
+class GroupSettings(Settings):
+    """Settings of an environment that rewards groups."""
+
+    num_rollouts_per_prompt: int = 0
+    """How many rollouts a group has where NeMo-Gym's clients send each by itself (gym_servers/cohorts.py); 0: they may not."""
+    group_wait_seconds: float = 600.0
+    """How long the first rollout of such a group waits for the last."""
+
+
 class GroupEnvironment(Environment):
     """An environment that rewards the rollouts of one task together, by comparing them. It keeps no state."""
 
+    settings_type: ClassVar[type[Settings]] = GroupSettings
     reward = "group"
 
     @abstractmethod
@@ -220,5 +230,6 @@ class GroupEnvironment(Environment):
 
     def verify(self, row: Row, output: list[Item]) -> Verdict:
         raise RowError(
-            f"environment '{self.name}' rewards groups: POST /{self.name}/verify_group {{task, rollouts: [{{response}}]}}"
+            f"environment '{self.name}' rewards groups: POST /{self.name}/verify_group {{task, rollouts: [{{response}}]}}, or "
+            f"serve it with the setting num_rollouts_per_prompt and send each rollout of a group to /verify"
         )

@@ -2,7 +2,8 @@
 
 `POST /verify` takes NeMo-Gym's body, the task row with `response`, and answers it with `reward` and our fields added. A verdict
 that failed is 503 `{error, retryable}`, a bad row 422; a 200 always has a reward. A repeated request with the same
-`Idempotency-Key` gets the stored verdict. `POST /verify_group` does so for the rollouts of a task together.
+`Idempotency-Key` gets the stored verdict. `POST /verify_group` does so for the rollouts of a task together; NeMo-Gym's clients, which
+send each to `/verify` and wait, are served so by gym_servers/cohorts.py.
 
 `POST /seed_session` opens a session where the environment has a state; the answer says how the environment rewards, which tools
 only read, and how many steps an episode may take. The session is a cookie or the header `X-Session-Id`, and ends with the
@@ -31,11 +32,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gym_servers.base import Guard, ServerSettings, answer, build, read_object
+from gym_servers.cohorts import Cohorts
 from gym_servers.environment import (
     ConversationEnvironment,
     Environment,
     GroupEnvironment,
     GroupRollout,
+    GroupSettings,
     Said,
     StatefulEnvironment,
 )
@@ -109,6 +112,9 @@ class Served:
             if tool.with_state and not isinstance(environment, StatefulEnvironment):
                 raise OmnigymError(f"environment '{self.name}': tool '{tool.name}' takes a state, and there is none")
         self.once: Once[dict[str, Any]] = Once(MAX_STORED_VERDICTS)
+        self.cohorts: Cohorts | None = None
+        if isinstance(environment, GroupEnvironment) and isinstance(environment.settings, GroupSettings):
+            self.cohorts = Cohorts(environment, pool) if environment.settings.num_rollouts_per_prompt else None
         self.about: dict[str, Any] = {
             "reward": environment.reward,
             "agent": environment.agent,
@@ -143,6 +149,8 @@ class Served:
             name = self.session(request)
             session = await self.load(name) if name is not None else None
             row = {key: value for key, value in body.items() if key != "response"}
+            if self.cohorts is not None:
+                return (await self.cohorts.verdict(body, output)).model_dump()
             verdict = await judge(self.environment, row, output, self.pool, session.state if session else None)
             if name is not None:
                 await self.sessions.drop(name)

@@ -113,6 +113,8 @@ class RunConfig(Options):
     """Settings of environments, on top of their environment.yaml."""
     environment_paths: list[Path] = []
     """Folders of environments that are not installed, as `--path` of other commands."""
+    environment_urls: dict[str, str] = {}
+    """Environments that another server serves, such as one of NeMo-Gym's: each has its tasks in tasks.NAME.file."""
     sampler: Literal["random"] = "random"
     sampling: SamplingConfig = SamplingConfig()
     algorithm: AlgorithmOptions = AlgorithmOptions()
@@ -143,7 +145,11 @@ class RunConfig(Options):
             shares(self.mixture)
         except MixtureError as error:
             raise ValueError(str(error)) from None
-        for key, named in (("tasks", set(self.tasks)), ("settings", set(self.settings))):
+        for key, named in (
+            ("tasks", set(self.tasks)),
+            ("settings", set(self.settings)),
+            ("environment_urls", set(self.environment_urls)),
+        ):
             extra = sorted(named - set(self.mixture))
             if extra:
                 raise ValueError(f"{key} names {extra}, which the mixture does not: {sorted(self.mixture)}")
@@ -152,6 +158,15 @@ class RunConfig(Options):
                 add_folder(folder)
             except OmnigymError as error:
                 raise ValueError(f"environment_paths: {error}") from None
+        for name, url in self.environment_urls.items():
+            if not url.startswith(("http://", "https://")):
+                raise ValueError(f"environment_urls.{name} '{url}' must begin with http:// or https://")
+            if name not in self.tasks or self.tasks[name].file is None:
+                raise ValueError(
+                    f"environment_urls.{name}: set tasks.{name}.file, a server elsewhere generates no tasks"
+                )
+            if name in self.settings:
+                raise ValueError(f"settings.{name}: its server, environment_urls.{name}, has settings of its own")
         for name, values in self.settings.items():
             try:
                 load_environment(name, values)
@@ -177,6 +192,11 @@ class RunConfig(Options):
     def environments(self) -> list[str]:
         """Environments with a share in the mixture, in the configuration's order."""
         return [name for name, ratio in self.mixture.items() if ratio > 0]
+
+    @property
+    def local_environments(self) -> list[str]:
+        """Those of `environments` that the run serves itself."""
+        return [name for name in self.environments if name not in self.environment_urls]
 
     @property
     def prompt_limit(self) -> int:

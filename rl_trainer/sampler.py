@@ -131,8 +131,9 @@ def _fingerprint(tasks: Sequence[LoadedTask]) -> dict[str, Any]:
 
 
 def load_rows(config: RunConfig, environment: str) -> list[LoadedTask]:
-    """All training tasks of one environment, each row checked. Raises RowError or ConfigError."""
-    env = load_environment(environment, config.settings.get(environment))
+    """All training tasks of one environment, each row checked by it unless it is elsewhere. Raises RowError or ConfigError."""
+    remote = environment in config.environment_urls
+    env = None if remote else load_environment(environment, config.settings.get(environment))
     source = config.tasks.get(environment)
     rows: list[tuple[str, dict[str, Any]]]
     if source is not None and source.file is not None:
@@ -142,9 +143,19 @@ def load_rows(config: RunConfig, environment: str) -> list[LoadedTask]:
                 f"tasks.{environment}.file: '{source.file}' holds no row; `omnigym env generate` makes some"
             )
     else:
+        assert env is not None  # the configuration wants a file for one that is elsewhere
         n, seed = (source.n, source.seed) if source is not None else (512, 0)
         rows = [(f"generated task {k}", row) for k, row in enumerate(generated_rows(config, env, n, seed, "train"))]
-    return [LoadedTask(environment, task_id, row) for task_id, row in named_tasks(rows, env.check_row)]
+    return [
+        LoadedTask(environment, task_id, row)
+        for task_id, row in named_tasks(rows, check_prompt if env is None else env.check_row)
+    ]
+
+
+def check_prompt(row: dict[str, Any]) -> None:
+    """All that can be known of a row whose environment is elsewhere. Raises RowError."""
+    if not isinstance(row.get("responses_create_params"), dict):
+        raise RowError(f"field 'responses_create_params' must be an object; found fields {sorted(row)[:20]}")
 
 
 def generated_rows(config: RunConfig, env: Environment, n: int, seed: int, split: Split) -> list[dict[str, Any]]:
@@ -161,7 +172,10 @@ def generated_rows(config: RunConfig, env: Environment, n: int, seed: int, split
 
 
 def load_heldout(config: RunConfig, environment: str) -> list[LoadedTask]:
-    """The held-out tasks of the evaluations: parameters disjoint from training (the generator's promise)."""
+    """The held-out tasks of the evaluations: parameters disjoint from training (the generator's promise).
+    None of an environment that is elsewhere: it generates nothing."""
+    if environment in config.environment_urls:
+        return []
     env = load_environment(environment, config.settings.get(environment))
     rows = [
         (f"held-out task {k}", row)

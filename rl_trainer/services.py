@@ -157,7 +157,8 @@ class Services:
         """Start the environment servers and the model server side by side; `generation` waits for them."""
         config = self.config
         chosen = {name: values for name, values in config.settings.items() if name in config.environments}
-        self.host.start_environments(config.environments, self.token, chosen, config.environment_paths)
+        if config.local_environments:
+            self.host.start_environments(config.local_environments, self.token, chosen, config.environment_paths)
         settings = {
             "model": str(model),
             "dtype": config.engine.dtype,
@@ -173,11 +174,12 @@ class Services:
 
     def generation(self) -> HttpGeneration:
         """Rollouts from the servers, once they are ready."""
-        environments, model = (server.wait_ready(self.config.engine.start_seconds) for server in self.host.servers)
+        *local, model = (server.wait_ready(self.config.engine.start_seconds) for server in self.host.servers)
+        urls = {name: url.rstrip("/") for name, url in self.config.environment_urls.items()}
         return HttpGeneration(
             self.config,
             self.folder.name,
-            {name: f"{environments}/{name}" for name in self.config.environments},
+            {**urls, **{name: f"{local[0]}/{name}" for name in self.config.local_environments}},
             model,
             self.token,
             self.secret,

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Coroutine
@@ -23,7 +24,7 @@ from typing import Any
 import orjson
 
 from gym_servers.client import Client
-from gym_servers.protocol import Failure, FailureError, Item, Rollout, RowError, ToolCall, function_calls
+from gym_servers.protocol import Failure, FailureError, FailureKind, Item, Rollout, RowError, ToolCall, function_calls
 from gym_servers.tools import is_tool_name
 
 
@@ -249,10 +250,16 @@ async def until_final(call: Callable[[], Awaitable[None]], retries: int) -> None
 
 
 def reward_of(verdict: dict[str, Any]) -> float:
-    """The reward. Raises FailureError where there is none."""
+    """The reward. Raises FailureError where there is none, also where NeMo-Gym's server says that its reward stands for a failure."""
     reward = verdict.get("reward")
+    if verdict.get("mask_sample") is True:
+        kind: FailureKind = "judge_failed" if verdict.get("failure_kind") == "judge_failed" else "verifier_crash"
+        message = f"the server masks the sample: {verdict.get('failure_kind')}: {verdict.get('failure_reason')}"
+        raise FailureError(Failure(kind=kind, message=message[:1000]))
     if isinstance(reward, bool) or not isinstance(reward, int | float):
         raise FailureError(Failure(kind="verifier_crash", message=f"the verdict has no reward: {str(verdict)[:200]}"))
+    if not math.isfinite(reward):
+        raise FailureError(Failure(kind="verifier_crash", message=f"the verdict's reward is {reward}"))
     return float(reward)
 
 

@@ -18,6 +18,7 @@ COUNTS = {
     "competition_code": 46,
     "competition_math": 106,
     "instruction_following": 338,
+    "mcqa": 125,
     "structured_outputs": 80,
     "workplace_assistant": 37,
 }

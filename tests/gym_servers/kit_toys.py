@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from gym_servers.environment import GroupEnvironment, GroupRollout, Row, Settings, StatefulEnvironment
+from gym_servers.environment import GroupEnvironment, GroupRollout, GroupSettings, Row, Settings, StatefulEnvironment
 from gym_servers.models.wire import LedgerExport, pack_ledger
 from gym_servers.protocol import Item, RowError, Segment, Verdict, final_text
 from gym_servers.signing import check_rollout_id
@@ -29,6 +29,10 @@ from gym_servers.tools import Tool, ToolRefused
 class ToySettings(Settings):
     verify_cpu_seconds: float = 0.25
     max_answer_chars: int = 2000
+
+
+class GroupToySettings(GroupSettings):
+    verify_cpu_seconds: float = 0.25
 
 
 class TillRow(Row):
@@ -133,7 +137,7 @@ class Shortest(GroupEnvironment):
     """The shortest correct answer wins; of equally short ones the first."""
 
     name = "kit_shortest"
-    settings_type = ToySettings
+    settings_type = GroupToySettings
     row_type = ShortestRow
 
     def verify_group(self, row: Row, rollouts: list[GroupRollout]) -> list[Verdict]:

@@ -21,6 +21,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from gym_servers.agents.tool_loop import reward_of
+from gym_servers.base import ServerSettings
 from gym_servers.protocol import Rollout
 from gym_servers.registry import load_environment
 from gym_servers.resources import build_resources
@@ -116,3 +118,83 @@ def test_our_collector_runs_on_a_server_of_theirs() -> None:
     assert theirs.bodies[0] == row
     assert set(theirs.cookies) == {"eyJzIjogMX0=.sig"}
     assert theirs.bodies[1]["response"]["output"] == rollout.output
+
+
+def collected(url: str, environment_url: str, token: str | None = None) -> Rollout:
+    async def run() -> Rollout:
+        collector = Collector({"weather": environment_url}, f"{url}/v1", secret="s", token=token, retries=1)
+        row = {"responses_create_params": {"input": "Weather?"}, "expected_answer": "4"}
+        (rollout,) = [one async for one in collector.collect([RolloutRequest(row, "t", "weather")])]
+        return rollout
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("verdict", "kind"),
+    [
+        (
+            {"reward": 0.0, "mask_sample": True, "failure_kind": "judge_failed", "failure_reason": "no label"},
+            "judge_failed",
+        ),
+        ({"reward": 0.0, "mask_sample": True}, "verifier_crash"),
+        ({"reward": None}, "verifier_crash"),
+        ({"reward": "1"}, "verifier_crash"),
+        ({}, "verifier_crash"),
+        (500, "verifier_crash"),
+    ],
+)
+def test_a_failure_of_theirs_is_no_reward(verdict: Any, kind: str) -> None:
+    """Their judge's failure comes as a reward of 0 with `mask_sample`."""
+
+    async def verify(request: Request) -> Response:
+        if isinstance(verdict, int):
+            return Response("Internal Server Error", verdict)
+        return JSONResponse({**(await request.json()), **verdict})
+
+    async def seed_session(request: Request) -> Response:
+        return JSONResponse({})
+
+    routes = [Route("/verify", verify, methods=["POST"]), Route("/seed_session", seed_session, methods=["POST"])]
+    with serving(Starlette(routes=routes)) as theirs, serving(Model().app) as model_url:
+        rollout = collected(model_url, theirs)
+    assert rollout.reward is None and rollout.failure is not None and rollout.failure.kind == kind
+
+
+def test_a_reward_beside_mask_sample_false_counts() -> None:
+    assert reward_of({"reward": 0.5, "mask_sample": False}) == 0.5
+
+
+def test_a_token_in_the_url_is_sent_instead_of_ours_and_never_shown() -> None:
+    """Theirs may stand behind a password; ours takes its token so, from a client that knows no header."""
+    ours = build_resources([load_environment("competition_math")], ServerSettings(token="their token/1"), workers=1)
+    with serving(ours) as url, serving(Model().app) as model_url:
+        host = url.removeprefix("http://")
+        good = collected(model_url, f"http://omnigym:their%20token%2F1@{host}", token="our secret")
+        assert (good.reward, good.failure) == (1.0, None)
+        bad = collected(model_url, f"http://omnigym:wrong-one@{host}", token="our secret")
+        assert bad.failure is not None and "401" in bad.failure.message
+        assert "wrong-one" not in bad.failure.message and "token as the password" in bad.failure.message
+        body = {"expected_answer": "4", "response": {"output": message("4")}}
+        for credentials, status in (("their token/1", 200), ("", 401), ("their token", 401)):
+            reply = httpx.post(f"{url}/verify", json=body, auth=("anyone", credentials), timeout=60, trust_env=False)
+            assert reply.status_code == status
+        for header in ("Basic x", "Basic !!", "basic Og==", "Bearer", "Bearer wrong"):
+            reply = httpx.post(
+                f"{url}/verify", json=body, headers={"Authorization": header}, timeout=60, trust_env=False
+            )
+            assert reply.status_code == 401
+
+
+def test_their_server_is_never_sent_our_token() -> None:
+    seen: list[str | None] = []
+
+    async def seed_session(request: Request) -> Response:
+        seen.append(request.headers.get("authorization"))
+        return JSONResponse({}, 500)
+
+    with serving(Starlette(routes=[Route("/seed_session", seed_session, methods=["POST"])])) as theirs:
+        address = theirs.replace("http://", "http://me:pass@")
+        with serving(Model().app) as model_url:
+            collected(model_url, address, token="our secret")
+    assert seen and set(seen) == {"Basic bWU6cGFzcw=="}

@@ -47,7 +47,11 @@ def test_the_base_install_is_small_and_grades_without_the_trainer_s_packages(tmp
 
     names = {entry["name"] for entry in json.loads(run(omnigym, "env", "list", "--json"))}
     assert names >= {"competition_math", "instruction_following", "structured_outputs"}
-    for name in sorted(names):
+    without = subprocess.run(
+        [omnigym, "env", "generate", "reasoning_gym"], cwd=tmp_path, env=environment, capture_output=True
+    )
+    assert without.returncode == 1 and b"pip install 'omnigym[reasoning-gym]'" in without.stderr + without.stdout
+    for name in sorted(names - {"reasoning_gym"}):  # its tasks are made by an optional package
         rows = [json.loads(line) for line in run(omnigym, "env", "generate", name, "--n", 2).splitlines()]
         assert [row["agent_ref"]["name"] for row in rows] == [name, name]
     # The second needs math-verify in a worker: a polynomial is nothing for the quick path.

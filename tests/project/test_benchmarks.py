@@ -58,6 +58,19 @@ def test_a_server_s_start_has_wall_and_cpu_seconds() -> None:
     assert found["wall"] > 0 and found["cpu"] > 0
 
 
+def test_verifiers_are_measured_on_cases_and_on_gold_answers() -> None:
+    found = result("verifiers", "mcqa", "structured_outputs", "--seconds", "0.1", "--tasks", "20")
+    assert set(found["environments"]) == {"mcqa", "structured_outputs"} and found["left_out"] == {}
+    for kinds in found["environments"].values():
+        assert set(kinds) == {"cases", "gold"}
+        for figures in kinds.values():
+            assert 0 < figures["p50_ms"] <= figures["p99_ms"] and figures["per_second"] > 0
+    cases = (ROOT / "environments/mcqa/cases.jsonl").read_text().splitlines()
+    assert found["environments"]["mcqa"]["cases"]["verdicts"] % len(cases) == 0  # whole passes
+    assert found["environments"]["mcqa"]["gold"]["in_process"] == 1.0
+    assert 0 < found["environments"]["structured_outputs"]["gold"]["in_process"] < 1.0
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_says_how_it_measures(script: str) -> None:
     assert "CPU time" in run(script, "--help")

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from gym_servers.hosts.local import LocalHost
+from gym_servers.protocol import OmnigymError
 from gym_servers.registry import load_environment
 from rl_trainer import sampler
 from rl_trainer.config import ConfigError, load_config
@@ -48,6 +49,9 @@ def test_overrides_and_round_trip(tmp_path: Path) -> None:
         ("tasks.c.n=3", r"tasks names \['c'\]"),
         ("settings.c.judge_url=x", r"settings names \['c'\]"),
         ("settings.a.judge_url=x", "settings: unknown environment 'a'"),
+        ("environment_urls.c=http://x", r"environment_urls names \['c'\]"),
+        ("environment_urls.a=x", "environment_urls.a 'x' must begin with http"),
+        ("environment_urls.a=http://x", "environment_urls.a: set tasks.a.file"),
         ("algorithm.temperature=0.5", "differs from sampling.temperature"),
         ("sampling.max_tokens=5000", "no room for a prompt"),
         ("steps", "must be key=value"),
@@ -107,3 +111,49 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 def test_the_demo_configuration_is_valid() -> None:
     config = load_config(ROOT / "rl_trainer" / "configs" / "demo.yaml")
     assert config.policy.dtype == "bf16" and config.sampling.temperature == 1.0
+
+
+def test_an_environment_of_another_server_has_its_tasks_in_a_file_and_is_not_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"responses_create_params": {"input": "?"}, "anything": 1}\n')
+    urls = {"theirs": "https://me:secret@far.example/weather/"}
+    tree = {"model": "m", "steps": 1, "mixture": {"theirs": 1, "competition_math": 1}, "environment_urls": urls}
+    config = load_config(write(tmp_path, {**tree, "tasks": {"theirs": {"file": str(rows)}}}))
+    (task,) = sampler.load_rows(config, "theirs")
+    assert task.row["anything"] == 1 and sampler.load_heldout(config, "theirs") == []
+    rows.write_text('{"question": "?"}\n')
+    with pytest.raises(OmnigymError, match=r"rows.jsonl:1: field 'responses_create_params' must be an object"):
+        sampler.load_rows(config, "theirs")
+    with pytest.raises(ConfigError, match=r"settings.theirs: its server, environment_urls.theirs, has settings"):
+        load_config(tmp_path / "run.yaml", ["settings.theirs.x=1"])
+
+    started: list[list[str]] = []
+    monkeypatch.setattr(LocalHost, "start_environments", lambda self, names, *_: started.append(list(names)))
+    monkeypatch.setattr(LocalHost, "start_model", lambda self, *_: None)
+    for mixture, own in (({"theirs": 1, "competition_math": 1}, ["competition_math"]), ({"theirs": 1}, [])):
+        one = config.model_copy(update={"mixture": mixture})
+        with Services(one, tmp_path) as services:
+            services.start_servers(tmp_path)
+            servers: list[Any] = [Ready("http://127.0.0.1:1")] * bool(own) + [Ready("http://127.0.0.1:2")]
+            monkeypatch.setattr(services.host, "servers", servers)
+            generation = services.generation()
+            monkeypatch.setattr(services.host, "servers", [])
+        assert generation.model_url == "http://127.0.0.1:2"
+        expected = {
+            "theirs": "https://me:secret@far.example/weather",
+            **{name: f"http://127.0.0.1:1/{name}" for name in own},
+        }
+        assert generation.environments == expected
+    assert started == [["competition_math"]]
+
+
+class Ready:
+    """A server that is ready."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def wait_ready(self, seconds: float) -> str:
+        return self.url

@@ -1,0 +1,1 @@
+"""Multiple-choice questions: one letter of several is right."""
