@@ -42,7 +42,7 @@ from gym_servers.idempotency import Once
 from gym_servers.protocol import Failure, FailureError, FailureKind, Item, OmnigymError, RowError
 from gym_servers.registry import environment_names
 from gym_servers.sessions import MemorySessions, Session, SessionStore, lost, new_session, reap_for_ever, session_name
-from gym_servers.tools import Tool, ToolRefused, check_tools
+from gym_servers.tools import ToolRefused, check_tools
 from gym_servers.verification import judge, judge_group
 from gym_servers.workers import WorkerPool
 

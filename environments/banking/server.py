@@ -109,9 +109,7 @@ class Banking(ConversationEnvironment):
         if isinstance(state.user, User):
             return state.user.turn(said[-1].content if said else None)
         assert self._model is not None, "seed made the user for a model, which open made"
-        turn, _ = await self._model.ask(
-            simulated.messages(state.user, said), partial(simulated.read, opening=not said)
-        )
+        turn, _ = await self._model.ask(simulated.messages(state.user, said), partial(simulated.read, opening=not said))
         return turn
 
     def verify_state(self, row: Row, output: list[Item], state: Any) -> Verdict:

@@ -39,7 +39,9 @@ ASKED = {
 }
 """Facts, and the words that ask for them."""
 _ASKED = {name: re.compile(words) for name, words in ASKED.items()}
-_ASKS = re.compile(r"\?|\b(please|tell me|give me|provide|share|let me know|i need|i'll need|i will need|could you|can you)\b")
+_ASKS = re.compile(
+    r"\?|\b(please|tell me|give me|provide|share|let me know|i need|i'll need|i will need|could you|can you)\b"
+)
 _ELSE = re.compile(r"anything else|something else|any other|further (help|questions|assistance)|else i can")
 _CONFIRM = re.compile(
     r"confirm|shall i|should i|may i|can i\b|do you (want|wish)|would you like|is (that|this) (right|correct|ok|okay|fine)|"
@@ -127,7 +129,8 @@ class User:
         if message is None:
             return UserTurn(message=self.script.goals[0].opening)
         text = message[:HEARD_CHARS].lower().replace("’", "'")
-        asking, telling = [], []
+        asking: list[str] = []
+        telling: list[str] = []
         for one in _SENTENCES.findall(text):
             (asking if _ASKS.search(one) else telling).append(one)
         closing = [one for one in asking if _ELSE.search(one)]

@@ -1,7 +1,7 @@
 """The verdict on a conversation at the desk: a pure function of the initial database, the calls, and the ground truth.
 
 Full reward where the final database equals that of the ground truth, the changes on the way were the same (so nothing was done and
-undone), and nothing of a customer was read or changed before the identity was verified. Order does not count beyond what the database
+undone), and nothing of a customer was read, changed or decided before the identity was verified. Order does not count beyond what the database
 shows, nor do case and spaces of texts.
 """
 
@@ -132,16 +132,19 @@ def verdict(row: BankingRow, bank: Bank) -> Verdict:
     same = _plain(bank.data.model_dump(mode="json")) == _plain(want.data.model_dump(mode="json"))
     made, asked = _counted(bank.changes), _counted(want.changes)
     missing, extra = sorted((asked - made).elements()), sorted((made - asked).elements())
-    right = same and not missing and not extra and not bank.violations
+    violations = list(bank.violations)
+    if bank.decided_unseen and not want.decided_unseen:  # whether the policy forbids it was guessed
+        violations.append("a request was refused or handed over before the identity was verified")
+    right = same and not missing and not extra and not violations
     if right:
         explanation = "the database is as it should be, by the changes that the policy asks for"
-    elif bank.violations:
-        explanation = f"forbidden: {bank.violations[0]}"
+    elif violations:
+        explanation = f"forbidden: {violations[0]}"
     elif extra:
         explanation = f"not asked for: {extra[0]}"
     elif missing:
         explanation = f"not done: {missing[0]}"
     else:
         explanation = "the changes are right, their order is not: the database differs"
-    parts = {"database": same, "missing": missing[:10], "extra": extra[:10], "violations": bank.violations[:10]}
+    parts = {"database": same, "missing": missing[:10], "extra": extra[:10], "violations": violations[:10]}
     return Verdict(reward=float(right), explanation=explanation[:500], parts=parts)
