@@ -85,18 +85,18 @@ def expected(row: BankingRow) -> Bank:
 
 def declared_tools(row: BankingRow) -> set[str]:
     """Names of the tools that the row shows to the model."""
-    tools = row.responses_create_params.get("tools") or []
-    return {str(tool.get("name")) for tool in tools if isinstance(tool, dict)}
+    tools = row.responses_create_params.get("tools")
+    return {str(tool.get("name")) for tool in tools if isinstance(tool, dict)} if isinstance(tools, list) else set()
 
 
 def replay(row: BankingRow, output: list[Item]) -> Bank:
     """The state after those calls of `output` that were made, which are those with an output: what a turn that was cut off asked for
     never happened."""
     bank, allowed = start(row), declared_tools(row)
-    made = {item.get("call_id") for item in output if item.get("type") == "function_call_output"}
+    made = {str(item.get("call_id")) for item in output if item.get("type") == "function_call_output"}
     for call in function_calls(output):
-        raw = call.get("arguments") or "{}"
-        if call.get("call_id") not in made or call.get("name") not in allowed or not isinstance(raw, str):
+        name, raw = str(call.get("name")), call.get("arguments") or "{}"
+        if str(call.get("call_id")) not in made or name not in allowed or not isinstance(raw, str):
             continue
         try:
             arguments = orjson.loads(raw)
@@ -104,7 +104,7 @@ def replay(row: BankingRow, output: list[Item]) -> Bank:
             continue
         if isinstance(arguments, dict):
             try:
-                apply(bank, str(call["name"]), arguments)
+                apply(bank, name, arguments)
             except ToolRefused:
                 continue
     return bank
