@@ -29,9 +29,10 @@ ASKED = {
     "merchant": r"merchant|(which|what) (charge|transaction|payment|purchase)|which (shop|store)|transaction (id|number)",
     "amount": r"how much|(what|which|the|exact) (is the )?amount",
     "date": r"(when|what day|which day|what date|on which date) (was|did|were)|date of the (charge|transaction|payment|purchase)",
-    "account": r"(which|what) account|account (number|id)|(which|what) one of your accounts",
-    "target_account": r"(which|what) account .{0,40}\bto\b|(to|into) (which|what) account|where .{0,60}(money|balance|funds|rest)|"
-    r"another account|destination",
+    "account": r"from (which|what) account|(?<!to )(?<!into )(?<!onto )(which|what) account(?!.{0,40}(money|balance|funds))|"
+    r"account (number|id)|(which|what) one of your accounts",
+    "target_account": r"(?<!from )(which|what) account .{0,40}(money|balance|funds)|(to|into|onto) (which|what) account|"
+    r"where .{0,60}(money|balance|funds)|another account|destination",
     "address": r"address|street|post ?code|\bzip\b",
     "limit": r"(what|which|new) (daily |card )?limit|how high|limit (would|do|should) you|raise it to|(what|which) amount",
     "reason": r"\bwhy\b|reason|what happened|lost or stolen|stolen or lost|what (is|was) wrong|problem with",
@@ -157,9 +158,4 @@ class User:
 
 def asked_for(sentences: list[str]) -> list[str]:
     """The facts that `sentences`, in lower case, ask for."""
-    facts = [name for name, words in _ASKED.items() if any(words.search(one) for one in sentences)]
-    if "target_account" in facts and "account" in facts:  # "to which account" is about the other one alone
-        plain = re.compile(r"(which|what) account (do|should|would|is|shall|number)\b(?!.{0,60}\bto\b)")
-        if not any(plain.search(one) for one in sentences):
-            facts.remove("account")
-    return facts
+    return [name for name, words in _ASKED.items() if any(words.search(one) for one in sentences)]
