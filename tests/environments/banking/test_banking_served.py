@@ -229,6 +229,7 @@ def desk() -> Iterator[TestClient]:
 
 def test_bad_requests_are_refused_by_name(desk: TestClient) -> None:
     row = row_of("unblock_card", 2)
+    desk.cookies.clear()
     for field in ("database", "ground_truth", "user"):
         reply = desk.post("/banking/seed_session", json={key: value for key, value in row.items() if key != field})
         assert reply.status_code == 422
@@ -248,11 +249,13 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=60, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_any_requests_of_a_session_are_answered_and_replayed(desk: TestClient, data: st.DataObject) -> None:
     """No 500, and what the rollout's own calls give on a fresh state is the verdict of the session."""
-    row = data.draw(st.sampled_from([row for row in ROWS if row["level"] >= 2]))
+    rows = [row for row in ROWS if row["level"] >= 2]
+    row = rows[data.draw(st.integers(0, len(rows) - 1))]
+    desk.cookies.clear()
     session = {"X-Session-Id": desk.post("/banking/seed_session", json=row).json()["session_id"]}
     right = {call["name"]: call["arguments"] for call in row["ground_truth"]}
     ids = [name for table in row["database"].values() for name in table]
@@ -275,6 +278,7 @@ def test_any_requests_of_a_session_are_answered_and_replayed(desk: TestClient, d
             output.append({"type": "function_call_output", "call_id": str(number), "output": reply.text})
     body = {**row, "response": {"output": output}}
     graded = desk.post("/banking/verify", json=body, headers=session)
+    desk.cookies.clear()
     alone = desk.post("/banking/verify", json=body)
     assert graded.status_code == alone.status_code == 200
     assert graded.json()["reward"] == alone.json()["reward"]

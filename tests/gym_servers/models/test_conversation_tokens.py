@@ -18,7 +18,7 @@ from gym_servers.resources import build_resources
 from gym_servers.rollouts import Collector, RolloutRequest
 
 TURNS = [
-    "Good day, naïve 日本! What are your customer number and the  code word?",
+    "abab the the  cab, naïve 日本! What are the customer number and the  code word?",
     "<tool_call>\n<function=find_customer>\n<parameter=name>\nabba the\n</parameter>\n<parameter=date_of_birth>\n1980-01-01\n"
     "</parameter>\n</function>\n</tool_call>",
     "  I am sorry, the bank cannot do that.\n",
@@ -28,7 +28,7 @@ TURNS = [
 @pytest.mark.parametrize("tokens", [merging, real], ids=["merges", "smollm2"])
 def test_a_conversation_is_one_segment(tokens: Callable[[], Tokenizer]) -> None:
     engine = Spelling(tokens(), TURNS)
-    row = [row for row in Banking().generate(40, 5, "train") if row["level"] == 2][0]
+    row = next(row for row in Banking().generate(40, 5, "train") if row["level"] == 2)
     with serving(build_resources([Banking()], workers=1)) as bank, model_world(engine) as world:
         collector = Collector({"banking": f"{bank}/banking"}, world.url, secret=SECRET)
 
