@@ -14,6 +14,8 @@ from gym_servers.environment import Said, UserTurn
 from gym_servers.judges import Message, quoted
 
 STOP = "###STOP###"
+ENDINGS = (STOP, "###TRANSFER###")
+"""The second is what models say that were told so for published rows."""
 MOST_CHARS = 4000
 _OTHER_ROLE = re.compile(
     r"^\W*(agent|assistant|system|representative|bank)\b[^:\n]{0,20}:|<tool_call>|<function=|<\||</?tool",
@@ -50,8 +52,11 @@ def messages(told: str, said: Sequence[Said]) -> list[Message]:
 
 def read(reply: str, opening: bool) -> UserTurn | None:
     """The user's words in a model's reply; None where they cannot be a user's."""
-    done = STOP in reply
-    words = reply.replace(STOP, "").strip()
+    done = any(ending in reply for ending in ENDINGS)
+    words = reply
+    for ending in ENDINGS:
+        words = words.replace(ending, "")
+    words = words.strip()
     if _OTHER_ROLE.search(words[:MOST_CHARS]) or len(words) > MOST_CHARS:
         return None
     if (opening and done) or not (words or done):
