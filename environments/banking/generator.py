@@ -104,7 +104,7 @@ def task(r: random.Random, w: Words, level: int, number: int) -> dict[str, Any]:
         facts["customer_id"] = world.customer_id
     else:
         unknown.append("customer number")
-    forgets = level >= 2 and len(wishes) == 1 and number % 7 == 3 and wishes[0].needs_identity
+    forgets = level >= 2 and len(wishes) == 1 and number % 13 == 3 and wishes[0].needs_identity
     if forgets:  # who it is cannot be shown, so nothing is done
         del facts["code_word"]
         unknown.append("code word")

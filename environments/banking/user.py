@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -89,6 +89,8 @@ SPOKEN = {
     "target_account": "other account",
     "new_card": "new card",
 }
+WITHOUT = {"reason": "There is no special reason.", "new_card": "No new card, thank you."}
+"""Facts told as whole sentences, and what is said where the script has none."""
 
 
 @dataclass
@@ -99,7 +101,6 @@ class User:
     goal: int = 0
     lost: int = 0
     turns: int = 0
-    told: list[str] = field(default_factory=list)
 
     def say(self, occasion: str, **values: str) -> str:
         """A phrase for `occasion`, drawn by the script's seed and how often the user has spoken."""
@@ -111,16 +112,14 @@ class User:
 
     def knows(self, fact: str) -> str | None:
         """What the user would say of `fact`."""
-        default = "No new card, thank you." if fact == "new_card" else None
-        return self.script.goals[self.goal].facts.get(fact, self.script.facts.get(fact, default))
+        return self.script.goals[self.goal].facts.get(fact, self.script.facts.get(fact, WITHOUT.get(fact)))
 
     def answer(self, fact: str) -> str:
         """The user's words on a fact that was asked for."""
         value, spoken = self.knows(fact), SPOKEN.get(fact, fact)
         if value is None:
             return self.say("unknown", fact=spoken)
-        self.told.append(fact)
-        if fact in ("reason", "new_card"):  # whole sentences
+        if fact in WITHOUT:  # whole sentences
             return value
         return self.say("known", fact=spoken, value=value)
 
