@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from curriculum.mixture import batches
 from gym_servers.environment import Environment, Split
+from gym_servers.protocol import RowError
 from gym_servers.registry import load_environment
 from gym_servers.rows import named_tasks, parse_line, read_lines
 from rl_trainer.config import ConfigError, RunConfig

@@ -114,7 +114,8 @@ class Database(Record):
 @dataclass
 class Bank:
     """The state of one conversation. changes: every one that was made, (tool, arguments), undone or not. violations: of the policy's
-    rule on identity. user: what the simulated user remembers. ended: nothing can be done any more, a person has taken over."""
+    rule on identity. decided_unseen: a request was refused or handed over while nobody was verified. user: what the simulated user
+    remembers. ended: nothing can be done any more, a person has taken over."""
 
     data: Database
     user: Any = None
@@ -122,13 +123,16 @@ class Bank:
     attempts: int = 0
     changes: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
+    decided_unseen: bool = False
     ended: bool = False
 
     def customer(self, customer_id: str) -> Customer:
         """Raises ToolRefused."""
         found = self.data.customers.get(customer_id)
         if found is None:
-            raise ToolRefused(f"there is no customer '{customer_id}': ask for the customer number, or use find_customer")
+            raise ToolRefused(
+                f"there is no customer '{customer_id}': ask for the customer number, or use find_customer"
+            )
         return found
 
     def account(self, account_id: str, *, open_only: bool = False) -> Account:
@@ -167,7 +171,7 @@ class Bank:
         if customer_id not in self.verified:
             self.violations.append(f"{tool} for {customer_id} before the identity was verified")
 
-    def change(self, tool: str, customer_id: str, **arguments: Any) -> None:
+    def change(self, tool: str, customer_id: str, /, **arguments: Any) -> None:
         """Note a change that is about to be made."""
         self.look(tool, customer_id)
         self.changes.append((tool, arguments))
@@ -180,4 +184,5 @@ class Bank:
         if key in self.data.decisions:
             raise ToolRefused(f"{tool} with the reason '{reason}' is recorded already")
         self.data.decisions[key] = reason
+        self.decided_unseen |= not self.verified
         self.changes.append((tool, {"reason_code": reason}))

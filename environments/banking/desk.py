@@ -5,6 +5,7 @@ What is impossible (no such card, already blocked) is refused with a message tha
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import date
 from typing import Annotated, Any, Literal
 
@@ -168,9 +169,7 @@ def open_dispute(
     transaction, dispute_id = state.transaction(transaction_id), f"D-{transaction_id}"
     if dispute_id in state.data.disputes:
         raise ToolRefused(f"transaction '{transaction_id}' is disputed already")
-    state.change(
-        "open_dispute", state.owner(transaction.account_id), transaction_id=transaction_id, reason=reason
-    )
+    state.change("open_dispute", state.owner(transaction.account_id), transaction_id=transaction_id, reason=reason)
     state.data.disputes[dispute_id] = Dispute(transaction_id=transaction_id, reason=reason)
     return {"dispute_id": dispute_id}
 
@@ -193,9 +192,7 @@ def transfer_money(state: Bank, from_account: Id, to_account: Id, amount: Dollar
         raise ToolRefused("from_account and to_account are the same")
     if moved < 1 or source.balance < moved:
         raise ToolRefused(f"account '{from_account}' holds {dollars(source.balance):.2f}: {amount:g} cannot be moved")
-    state.change(
-        "transfer_money", source.customer_id, from_account=from_account, to_account=to_account, amount=moved
-    )
+    state.change("transfer_money", source.customer_id, from_account=from_account, to_account=to_account, amount=moved)
     source.balance -= moved
     target.balance += moved
     pair = f"M-{from_account}-{to_account}"
@@ -240,28 +237,23 @@ def transfer_to_human(state: Bank, reason_code: TransferReason) -> str:
     return "a person takes over"
 
 
-TOOLS = {
-    tool.name: tool
-    for tool in map(
-        Tool.of,
-        (
-            find_customer,
-            verify_identity,
-            list_accounts,
-            list_cards,
-            list_transactions,
-            list_disputes,
-            block_card,
-            unblock_card,
-            replace_card,
-            set_card_limit,
-            open_dispute,
-            report_fraud,
-            transfer_money,
-            close_account,
-            update_address,
-            record_refusal,
-            transfer_to_human,
-        ),
-    )
-}
+_FUNCTIONS: tuple[Callable[..., Any], ...] = (
+    find_customer,
+    verify_identity,
+    list_accounts,
+    list_cards,
+    list_transactions,
+    list_disputes,
+    block_card,
+    unblock_card,
+    replace_card,
+    set_card_limit,
+    open_dispute,
+    report_fraud,
+    transfer_money,
+    close_account,
+    update_address,
+    record_refusal,
+    transfer_to_human,
+)
+TOOLS = {tool.name: tool for tool in map(Tool.of, _FUNCTIONS)}

@@ -24,6 +24,7 @@ from gym_servers.environment import Split
 from gym_servers.protocol import Item
 
 LEVELS = 4
+DECLARATIONS = {name: tool.declaration() for name, tool in TOOLS.items()}
 Calls = list[tuple[str, dict[str, Any]]]
 
 
@@ -87,15 +88,12 @@ def shown_tools(level: int, wishes: Sequence[Wish], r: random.Random) -> list[st
 def task(r: random.Random, w: Words, level: int, number: int) -> dict[str, Any]:
     """The row without its id."""
     world = World(r, w, by_id=level == 0)
-    kind = number % len(ALL)
-    if level == 0:
-        wishes = [EASY[number % len(EASY)](world)]
-    elif level == 1:
-        wishes = [SIMPLE[number % len(SIMPLE)](world)]
-    elif level == 3 and number % 2:
-        wishes = [FIRST_OF_TWO[number // 2 % len(FIRST_OF_TWO)](world), r.choice(SECOND_OF_TWO)(world)]
+    if level == 3 and number % 2:
+        families = [FIRST_OF_TWO[number // 2 % len(FIRST_OF_TWO)], r.choice(SECOND_OF_TWO)]
     else:
-        wishes = [ALL[kind](world)]
+        choices = {0: EASY, 1: SIMPLE}.get(level, ALL)
+        families = [choices[(number // 2 if level == 3 else number) % len(choices)]]
+    wishes = [family(world) for family in families]
     world.others((0, 1, 2, 4)[level])
     _shuffle(world)
 
@@ -106,12 +104,12 @@ def task(r: random.Random, w: Words, level: int, number: int) -> dict[str, Any]:
         facts["customer_id"] = world.customer_id
     else:
         unknown.append("customer number")
-    forgets = level >= 2 and len(wishes) == 1 and number % 7 == 3 and not wishes[0].speaks_for_other
+    forgets = level >= 2 and len(wishes) == 1 and number % 13 == 3 and wishes[0].needs_identity
     if forgets:  # who it is cannot be shown, so nothing is done
         del facts["code_word"]
         unknown.append("code word")
         calls = refuse("identity_not_verified")
-    elif not wishes[0].speaks_for_other:
+    elif wishes[0].needs_identity:
         calls = identified(world, calls)
 
     goals = []
@@ -127,14 +125,14 @@ def task(r: random.Random, w: Words, level: int, number: int) -> dict[str, Any]:
     return {
         "responses_create_params": {
             "input": [{"role": "system", "content": system_prompt(text)}, *given],
-            "tools": [TOOLS[name].declaration() for name in names],
+            "tools": [DECLARATIONS[name] for name in names],
         },
         "policy": text,
         "customer_scenario": scenario(goals, facts, unknown),
         "user": {"goals": goals, "facts": facts, "phrases": rules, "seed": r.randrange(1 << 30)},
         "database": world.tables,
         "ground_truth": [{"name": name, "arguments": arguments} for name, arguments in calls],
-        "family": "+".join([*(wish.family for wish in wishes), *(["forgotten"] if forgets else [])]),
+        "family": "+".join([*(family.__name__ for family in families), *(["forgotten"] if forgets else [])]),
         "level": level,
         "difficulty": round((level + min(len(calls), 5) / 6) / LEVELS, 3),
     }
@@ -164,4 +162,8 @@ def generate(n: int, seed: int, split: Split) -> Iterator[dict[str, Any]]:
     w = words(split)
     for k in range(n):
         row = task(random.Random(f"banking/{seed}/{split}/{k}"), w, k % LEVELS, k // LEVELS)
-        yield {"task_id": f"banking-{split}-{seed}-{k}", "agent_ref": {"type": "responses_api_agents", "name": "banking"}, **row}
+        yield {
+            "task_id": f"banking-{split}-{seed}-{k}",
+            "agent_ref": {"type": "responses_api_agents", "name": "banking"},
+            **row,
+        }

@@ -7,7 +7,7 @@ from typing import Any, get_args
 import orjson
 
 from environments.banking.desk import RefusalReason, TransferReason
-from environments.banking.verifier import BankingRow
+from environments.banking.verifier import BankingRow, declared_tools
 from gym_servers.protocol import Item
 
 Calls = list[tuple[str, dict[str, Any]]]
@@ -33,14 +33,16 @@ def probes(row: BankingRow) -> dict[str, list[Item]]:
     found = {
         "claims_that_it_is_done": made([]),
         "only_checks_the_identity": made(right[:-1]),
-        "refuses_for_every_reason": made(refusals),
-        "refuses_and_hands_over": made([*refusals, *transfers]),
-        "does_it_and_refuses_too": made([*right, *(one for one in refusals if one not in right)]),
         "guesses_code_words": made(
-            [("verify_identity", {"customer_id": customer, "code_word": word}) for word in ("", "a", "b", "c", "d")]
+            [("verify_identity", {"customer_id": customer, "code_word": word}) for word in ("?", "a", "b", "c", "d")]
         ),
         "calls_that_were_never_made": [item for item in made(right) if item["type"] != "function_call_output"],
     }
+    if "record_refusal" in declared_tools(row):
+        found["refuses_for_every_reason"] = made(refusals)
+        found["refuses_and_does_it_too"] = made([*(one for one in refusals if one not in right), *right])
+    if "transfer_to_human" in declared_tools(row):
+        found["hands_over_for_every_reason"] = made([one for one in transfers if one not in right] + transfers)
     if len(changes) < len(right):
         found["acts_before_the_identity_check"] = made([*changes, right[0]])
     if undo := undone(row, right):
@@ -50,9 +52,12 @@ def probes(row: BankingRow) -> dict[str, list[Item]]:
 
 def undone(row: BankingRow, right: Calls) -> Calls:
     """`right` with a card blocked and unblocked in between, where there is one to do it with; without a trace in the database."""
+    if not {"block_card", "unblock_card"} <= declared_tools(row):
+        return []
     named = {arguments.get("card_id") for _, arguments in right}
     for card_id, card in row.database.cards.items():
-        if card.status == "active" and card_id not in named and right[0][0] == "verify_identity":
+        mine = row.database.accounts[card.account_id].customer_id == right[0][1].get("customer_id")
+        if card.status == "active" and card_id not in named and mine:
             again: Calls = [
                 ("block_card", {"card_id": card_id, "reason": "customer_request"}),
                 ("unblock_card", {"card_id": card_id}),

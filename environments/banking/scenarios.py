@@ -124,14 +124,14 @@ class World:
 @dataclass
 class Wish:
     """family: whose words open it. fields: of those words. facts: told when asked. calls: right ones, without the identity check.
-    tools: that it may take."""
+    tools: that it may take. needs_identity: whether the policy wants the identity check for it."""
 
     family: str
     calls: list[tuple[str, dict[str, Any]]]
     tools: tuple[str, ...]
     fields: dict[str, str] = field(default_factory=dict)
     facts: dict[str, str] = field(default_factory=dict)
-    speaks_for_other: bool = False
+    needs_identity: bool = True
 
 
 def money(cents: int) -> str:
@@ -149,9 +149,14 @@ def hand_over(reason: str) -> list[tuple[str, dict[str, Any]]]:
     return [("transfer_to_human", {"reason_code": reason})]
 
 
-def about_card(world: World, family: str, card: str, calls: list[tuple[str, Any]], tools: tuple[str, ...], **more: str) -> Wish:
+def about_card(
+    world: World, family: str, card: str, calls: list[tuple[str, Any]], tools: tuple[str, ...], **more: str
+) -> Wish:
     """A wish about `card`."""
-    facts = {"card": world.ending(card), **{key: value for key, value in more.items() if key in ("limit", "reason", "new_card")}}
+    facts = {
+        "card": world.ending(card),
+        **{key: value for key, value in more.items() if key in ("limit", "reason", "new_card")},
+    }
     if "reason" in facts:
         facts["reason"] = f"The reason is {facts['reason'].replace('_', ' ')}."
     return Wish(family, calls, (*tools, "list_cards"), {"card": card, **more}, facts)
@@ -306,14 +311,15 @@ def business_address(w: World) -> Wish:
 
 def third_party(w: World) -> Wish:
     wish = block_card(w)
-    wish.family, wish.calls, wish.speaks_for_other = "third_party", refuse("not_the_customer"), True
+    wish.family, wish.calls, wish.needs_identity = "third_party", refuse("not_the_customer"), False
     wish.fields["name"] = w.me["name"]
     wish.facts["reason"] = "The card is lost."
     return wish
 
 
 def out_of_scope(w: World) -> Wish:
-    return Wish("out_of_scope", hand_over("out_of_scope"), (), {"loan": w.r.choice(w.words.loans)})
+    fields = {"loan": w.r.choice(w.words.loans)}
+    return Wish("out_of_scope", hand_over("out_of_scope"), (), fields, needs_identity=False)
 
 
 Family = Callable[[World], Wish]
@@ -324,5 +330,21 @@ ALL: tuple[Family, ...] = (
     *(dispute, dispute_too_late, dispute_pending, fraud, move_money, close_empty, close_full, close_owing),
     *(close_disputed, address, business_address, third_party, out_of_scope),
 )
-FIRST_OF_TWO: tuple[Family, ...] = (unblock_card, raise_limit, lost_card, dispute, address, unblock_unsafe, dispute_too_late)
-SECOND_OF_TWO: tuple[Family, ...] = (block_card, fraud, limit_too_high, move_money, close_full, close_owing, out_of_scope)
+FIRST_OF_TWO: tuple[Family, ...] = (
+    unblock_card,
+    raise_limit,
+    lost_card,
+    dispute,
+    address,
+    unblock_unsafe,
+    dispute_too_late,
+)
+SECOND_OF_TWO: tuple[Family, ...] = (
+    block_card,
+    fraud,
+    limit_too_high,
+    move_money,
+    close_full,
+    close_owing,
+    out_of_scope,
+)

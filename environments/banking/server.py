@@ -14,7 +14,7 @@ from environments.banking.bank import Bank
 from environments.banking.desk import TOOLS
 from environments.banking.probes import probes
 from environments.banking.user import User
-from environments.banking.verifier import BankingRow, apply, expected, replay, start, verdict
+from environments.banking.verifier import BankingRow, apply, declared_tools, expected, replay, start, verdict
 from gym_servers.environment import (
     ConversationEnvironment,
     ConversationSettings,
@@ -91,6 +91,11 @@ class Banking(ConversationEnvironment):
 
     def seed(self, row: Row) -> Bank:
         assert isinstance(row, BankingRow)
+        if unknown := sorted(declared_tools(row) - set(TOOLS)):  # a call of one would be nobody's fault
+            raise RowError(
+                f"environment 'banking' task '{row.task_id or '?'}': field 'responses_create_params.tools': the desk has no "
+                f"{unknown}; it has: {', '.join(TOOLS)}"
+            )
         expected(row)  # a row whose ground truth cannot be carried out is refused before anybody samples for it
         bank = start(row)
         if self.settings.user_url:
@@ -109,9 +114,7 @@ class Banking(ConversationEnvironment):
         if isinstance(state.user, User):
             return state.user.turn(said[-1].content if said else None)
         assert self._model is not None, "seed made the user for a model, which open made"
-        turn, _ = await self._model.ask(
-            simulated.messages(state.user, said), partial(simulated.read, opening=not said)
-        )
+        turn, _ = await self._model.ask(simulated.messages(state.user, said), partial(simulated.read, opening=not said))
         return turn
 
     def verify_state(self, row: Row, output: list[Item], state: Any) -> Verdict:

@@ -11,12 +11,15 @@ from collections.abc import Sequence
 
 from environments.banking.verifier import BankingRow
 from gym_servers.environment import Said, UserTurn
-from gym_servers.judges import Message
+from gym_servers.judges import Message, quoted
 
 STOP = "###STOP###"
+ENDINGS = (STOP, "###TRANSFER###")
+"""The second is what models say that were told so for published rows."""
 MOST_CHARS = 4000
 _OTHER_ROLE = re.compile(
-    r"^\W*(agent|assistant|system|representative|bank)\b[^:\n]{0,20}:|<tool_call>|<function=|<\||</?tool", re.IGNORECASE | re.M
+    r"^\W*(agent|assistant|system|representative|bank)\b[^:\n]{0,20}:|<tool_call>|<function=|<\||</?tool",
+    re.IGNORECASE | re.M,
 )
 
 INSTRUCTIONS = """You play a customer who contacts a bank's desk. Write only what this customer says next, one to three sentences, in the first
@@ -43,16 +46,19 @@ def instructions(row: BankingRow) -> str:
 def messages(told: str, said: Sequence[Said]) -> list[Message]:
     """The conversation from the user's side: the desk's words are what the model answers to."""
     sides = {"user": "assistant", "assistant": "user"}
-    turns = [{"role": sides[one.role], "content": one.content} for one in said]
+    turns = [{"role": sides[one.role], "content": quoted(one.content)} for one in said]
     return [{"role": "system", "content": told}, {"role": "user", "content": "Bank desk, how can I help you?"}, *turns]
 
 
 def read(reply: str, opening: bool) -> UserTurn | None:
     """The user's words in a model's reply; None where they cannot be a user's."""
-    done = STOP in reply
-    words = reply.replace(STOP, "").strip()
+    done = any(ending in reply for ending in ENDINGS)
+    words = reply
+    for ending in ENDINGS:
+        words = words.replace(ending, "")
+    words = words.strip()
     if _OTHER_ROLE.search(words[:MOST_CHARS]) or len(words) > MOST_CHARS:
         return None
-    if opening and done or not (words or done):
+    if (opening and done) or not (words or done):
         return None
     return UserTurn(message=words, done=done)

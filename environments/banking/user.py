@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -29,9 +29,10 @@ ASKED = {
     "merchant": r"merchant|(which|what) (charge|transaction|payment|purchase)|which (shop|store)|transaction (id|number)",
     "amount": r"how much|(what|which|the|exact) (is the )?amount",
     "date": r"(when|what day|which day|what date|on which date) (was|did|were)|date of the (charge|transaction|payment|purchase)",
-    "account": r"(which|what) account|account (number|id)|(which|what) one of your accounts",
-    "target_account": r"(which|what) account .{0,40}\bto\b|(to|into) (which|what) account|where .{0,60}(money|balance|funds|rest)|"
-    r"another account|destination",
+    "account": r"from (which|what) account|(?<!to )(?<!into )(?<!onto )(which|what) account(?!.{0,40}(money|balance|funds))|"
+    r"account (number|id)|(which|what) one of your accounts",
+    "target_account": r"(?<!from )(which|what) account .{0,40}(money|balance|funds)|(to|into|onto) (which|what) account|"
+    r"where .{0,60}(money|balance|funds)|another account|destination",
     "address": r"address|street|post ?code|\bzip\b",
     "limit": r"(what|which|new) (daily |card )?limit|how high|limit (would|do|should) you|raise it to|(what|which) amount",
     "reason": r"\bwhy\b|reason|what happened|lost or stolen|stolen or lost|what (is|was) wrong|problem with",
@@ -39,7 +40,9 @@ ASKED = {
 }
 """Facts, and the words that ask for them."""
 _ASKED = {name: re.compile(words) for name, words in ASKED.items()}
-_ASKS = re.compile(r"\?|\b(please|tell me|give me|provide|share|let me know|i need|i'll need|i will need|could you|can you)\b")
+_ASKS = re.compile(
+    r"\?|\b(please|tell me|give me|provide|share|let me know|i need|i'll need|i will need|could you|can you)\b"
+)
 _ELSE = re.compile(r"anything else|something else|any other|further (help|questions|assistance)|else i can")
 _CONFIRM = re.compile(
     r"confirm|shall i|should i|may i|can i\b|do you (want|wish)|would you like|is (that|this) (right|correct|ok|okay|fine)|"
@@ -86,6 +89,8 @@ SPOKEN = {
     "target_account": "other account",
     "new_card": "new card",
 }
+WITHOUT = {"reason": "There is no special reason.", "new_card": "No new card, thank you."}
+"""Facts told as whole sentences, and what is said where the script has none."""
 
 
 @dataclass
@@ -96,7 +101,6 @@ class User:
     goal: int = 0
     lost: int = 0
     turns: int = 0
-    told: list[str] = field(default_factory=list)
 
     def say(self, occasion: str, **values: str) -> str:
         """A phrase for `occasion`, drawn by the script's seed and how often the user has spoken."""
@@ -108,16 +112,14 @@ class User:
 
     def knows(self, fact: str) -> str | None:
         """What the user would say of `fact`."""
-        default = "No new card, thank you." if fact == "new_card" else None
-        return self.script.goals[self.goal].facts.get(fact, self.script.facts.get(fact, default))
+        return self.script.goals[self.goal].facts.get(fact, self.script.facts.get(fact, WITHOUT.get(fact)))
 
     def answer(self, fact: str) -> str:
         """The user's words on a fact that was asked for."""
         value, spoken = self.knows(fact), SPOKEN.get(fact, fact)
         if value is None:
             return self.say("unknown", fact=spoken)
-        self.told.append(fact)
-        if fact in ("reason", "new_card"):  # whole sentences
+        if fact in WITHOUT:  # whole sentences
             return value
         return self.say("known", fact=spoken, value=value)
 
@@ -127,7 +129,8 @@ class User:
         if message is None:
             return UserTurn(message=self.script.goals[0].opening)
         text = message[:HEARD_CHARS].lower().replace("’", "'")
-        asking, telling = [], []
+        asking: list[str] = []
+        telling: list[str] = []
         for one in _SENTENCES.findall(text):
             (asking if _ASKS.search(one) else telling).append(one)
         closing = [one for one in asking if _ELSE.search(one)]
@@ -154,9 +157,4 @@ class User:
 
 def asked_for(sentences: list[str]) -> list[str]:
     """The facts that `sentences`, in lower case, ask for."""
-    facts = [name for name, words in _ASKED.items() if any(words.search(one) for one in sentences)]
-    if "target_account" in facts and "account" in facts:  # "to which account" is about the other one alone
-        plain = re.compile(r"(which|what) account (do|should|would|is|shall|number)\b(?!.{0,60}\bto\b)")
-        if not any(plain.search(one) for one in sentences):
-            facts.remove("account")
-    return facts
+    return [name for name, words in _ASKED.items() if any(words.search(one) for one in sentences)]

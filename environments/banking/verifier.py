@@ -1,7 +1,7 @@
 """The verdict on a conversation at the desk: a pure function of the initial database, the calls, and the ground truth.
 
 Full reward where the final database equals that of the ground truth, the changes on the way were the same (so nothing was done and
-undone), and nothing of a customer was read or changed before the identity was verified. Order does not count beyond what the database
+undone), and nothing of a customer was read, changed or decided before the identity was verified. Order does not count beyond what the database
 shows, nor do case and spaces of texts.
 """
 
@@ -85,18 +85,18 @@ def expected(row: BankingRow) -> Bank:
 
 def declared_tools(row: BankingRow) -> set[str]:
     """Names of the tools that the row shows to the model."""
-    tools = row.responses_create_params.get("tools") or []
-    return {str(tool.get("name")) for tool in tools if isinstance(tool, dict)}
+    tools = row.responses_create_params.get("tools")
+    return {str(tool.get("name")) for tool in tools if isinstance(tool, dict)} if isinstance(tools, list) else set()
 
 
 def replay(row: BankingRow, output: list[Item]) -> Bank:
     """The state after those calls of `output` that were made, which are those with an output: what a turn that was cut off asked for
     never happened."""
     bank, allowed = start(row), declared_tools(row)
-    made = {item.get("call_id") for item in output if item.get("type") == "function_call_output"}
+    made = {str(item.get("call_id")) for item in output if item.get("type") == "function_call_output"}
     for call in function_calls(output):
-        raw = call.get("arguments") or "{}"
-        if call.get("call_id") not in made or call.get("name") not in allowed or not isinstance(raw, str):
+        name, raw = str(call.get("name")), call.get("arguments") or "{}"
+        if str(call.get("call_id")) not in made or name not in allowed or not isinstance(raw, str):
             continue
         try:
             arguments = orjson.loads(raw)
@@ -104,7 +104,7 @@ def replay(row: BankingRow, output: list[Item]) -> Bank:
             continue
         if isinstance(arguments, dict):
             try:
-                apply(bank, str(call["name"]), arguments)
+                apply(bank, name, arguments)
             except ToolRefused:
                 continue
     return bank
@@ -132,16 +132,19 @@ def verdict(row: BankingRow, bank: Bank) -> Verdict:
     same = _plain(bank.data.model_dump(mode="json")) == _plain(want.data.model_dump(mode="json"))
     made, asked = _counted(bank.changes), _counted(want.changes)
     missing, extra = sorted((asked - made).elements()), sorted((made - asked).elements())
-    right = same and not missing and not extra and not bank.violations
+    violations = list(bank.violations)
+    if bank.decided_unseen and not want.decided_unseen:  # whether the policy forbids it was guessed
+        violations.append("a request was refused or handed over before the identity was verified")
+    right = same and not missing and not extra and not violations
     if right:
         explanation = "the database is as it should be, by the changes that the policy asks for"
-    elif bank.violations:
-        explanation = f"forbidden: {bank.violations[0]}"
+    elif violations:
+        explanation = f"forbidden: {violations[0]}"
     elif extra:
         explanation = f"not asked for: {extra[0]}"
     elif missing:
         explanation = f"not done: {missing[0]}"
     else:
         explanation = "the changes are right, their order is not: the database differs"
-    parts = {"database": same, "missing": missing[:10], "extra": extra[:10], "violations": bank.violations[:10]}
+    parts = {"database": same, "missing": missing[:10], "extra": extra[:10], "violations": violations[:10]}
     return Verdict(reward=float(right), explanation=explanation[:500], parts=parts)

@@ -48,7 +48,7 @@ async def _user_turn(
         reply = await client.post(
             f"{target.environment_url}/user_turn",
             {"messages": said},
-            seconds=limits.tool_seconds,
+            seconds=limits.verify_seconds,  # a model may play the user
             kind="simulator_failed",
             cookies=session.cookies,
             key=f"{session.key}/user/{number}",

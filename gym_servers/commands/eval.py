@@ -143,9 +143,7 @@ def evaluate(
         if unused:
             raise OmnigymError(f"--tasks for '{sorted(unused)[0]}', which no --env names; there are {stage.names}")
         chosen = {
-            name: list(
-                evaluation_tasks(name, files, limit, seed, stage.settings.get(name), stage.row_check(name))
-            )
+            name: list(evaluation_tasks(name, files, limit, seed, stage.settings.get(name), stage.row_check(name)))
             for name in stage.names
         }
         requests = (request for name in stage.names for request in wanted(name, chosen[name], n, seed))
