@@ -161,12 +161,40 @@ async def judge(
         )
         verdict = None
     if verdict is None and isinstance(environment, AwaitedEnvironment):
-        verdict = await environment.verify_awaited(parsed, output)
+        verdict = await _awaited(environment, parsed, output)
     elif verdict is None:
         verdict = await _in_workers(environment, parsed, row, output, pool, state)
     if "unverifiable_output" not in verdict.parts:  # nobody appeals by breaking the grader
         verdict = await environment.appeal(parsed, output, verdict)
     return check_range(environment, verdict)
+
+
+async def _awaited(environment: AwaitedEnvironment, row: Row, output: list[Item]) -> Verdict:
+    """The verdict of `verify_awaited`. An exception that comes twice is the output's doing, unless the gold answer brings one too."""
+    broken: Exception | None = None
+    for _ in range(2):
+        try:
+            return await environment.verify_awaited(row, output)
+        except (RowError, FailureError):
+            raise
+        except Exception as error:
+            log.exception("environment '%s' task '%s': verify_awaited", environment.name, row.task_id)
+            broken = error
+    gold = environment.gold(row)
+    if gold is not None and gold != output:
+        try:
+            await environment.verify_awaited(row, gold)
+        except (RowError, FailureError):
+            raise
+        except Exception as error:
+            raise _crash(
+                environment, f"the gold answer breaks the verifier too: {type(error).__name__}: {error}"
+            ) from None
+    return Verdict(
+        reward=environment.reward_range[0],
+        explanation=f"The output broke the verifier twice: {type(broken).__name__}: {broken}"[:500],
+        parts={"unverifiable_output": True},
+    )
 
 
 async def _in_workers(

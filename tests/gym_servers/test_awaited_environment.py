@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from typing import Any
 
@@ -14,6 +15,8 @@ from gym_servers.environment import AwaitedEnvironment, Row, opened
 from gym_servers.hosts.inprocess import InProcessHost
 from gym_servers.protocol import Failure, FailureError, Item, OmnigymError, Verdict, final_text
 from gym_servers.resources import build_resources
+from gym_servers.verification import judge
+from gym_servers.workers import WorkerPool
 
 
 class Asked(AwaitedEnvironment):
@@ -23,7 +26,7 @@ class Asked(AwaitedEnvironment):
 
     def __init__(self, broken: bool = False) -> None:
         super().__init__()
-        self.broken, self.log = broken, list[str]()
+        self.broken, self.always, self.log = broken, False, list[str]()
 
     async def open(self) -> None:
         self.log.append("open")
@@ -36,10 +39,15 @@ class Asked(AwaitedEnvironment):
     def quick(self, row: Row, output: list[Item]) -> Verdict | None:
         return None if final_text(output) else Verdict(reward=0.0, explanation="Empty.")
 
+    def gold(self, row: Row) -> list[Item]:
+        return answer("yes")["response"]["output"]  # type: ignore[no-any-return]
+
     async def verify_awaited(self, row: Row, output: list[Item]) -> Verdict:
         await asyncio.sleep(0)
         if final_text(output) == "nobody knows":
             raise FailureError(Failure(kind="judge_failed", message="nobody knows"))
+        if final_text(output) == "breaks it" or self.always:
+            raise KeyError("a bug")
         self.log.append(final_text(output))
         return Verdict(reward=float(final_text(output) == "yes"), explanation="Asked.")
 
@@ -67,6 +75,21 @@ def test_a_verdict_is_awaited_and_a_failure_of_who_is_asked_is_no_reward() -> No
 
     assert asyncio.run(run()) == [1.0, 0.0, 0.0]
     assert environment.log == ["open", "yes", "no", "close"]  # an empty answer was decided by quick
+
+
+def test_who_breaks_the_verifier_gets_the_least_and_a_broken_verifier_gives_nothing() -> None:
+    environment = Asked()
+
+    async def verdict(text: str) -> Verdict:
+        with contextlib.closing(WorkerPool(1)) as pool:
+            return await judge(environment, {}, answer(text)["response"]["output"], pool)
+
+    broke = asyncio.run(verdict("breaks it"))
+    assert broke.reward == 0.0 and broke.parts["unverifiable_output"] and "KeyError: 'a bug'" in broke.explanation
+    environment.always = True
+    with pytest.raises(FailureError, match="the gold answer breaks the verifier too") as failed:
+        asyncio.run(verdict("no"))
+    assert failed.value.failure.kind == "verifier_crash" and not failed.value.failure.retryable
 
 
 def test_what_does_not_open_is_closed_and_never_ready() -> None:
