@@ -412,10 +412,10 @@ MUTATIONS = (
         "tests/environments/banking/test_banking_user.py::test_what_a_model_may_say_as_a_user",
     ),
     Mutation(
-        "the user is spoken to for ever",
+        "the user is spoken to once too often",
         "gym_servers/agents/conversation.py",
         "if spoken >= session.max_turns or not await user_speaks():",
-        "if not await user_speaks():",
+        "if spoken > session.max_turns or not await user_speaks():",
         "tests/gym_servers/test_conversation_agent.py::test_the_user_speaks_at_most_max_turns_times",
     ),
     Mutation(
