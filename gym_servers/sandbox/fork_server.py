@@ -16,7 +16,6 @@ import json
 import math
 import mmap
 import os
-import resource
 import select
 import signal
 import socket
@@ -154,7 +153,7 @@ class Layers:
             math.ceil(cpu_seconds) + 1,  # a second line: the fork server watches the clock of the process
             memory_mb << 20,
             FILE_MB << 20 if self.namespaces else 0,
-            TASKS if self.counted else resource.RLIM_INFINITY,
+            TASKS if self.counted else None,
         )
         if self.abi:
             isolation.landlock(RULES)

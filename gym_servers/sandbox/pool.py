@@ -76,7 +76,8 @@ class _ForkServer:
             f"{sysconfig.get_path('purelib')!r}, {tuple(without)!r})"
         )
         # A fixed hash seed: what a program prints must not depend on which fork server it met.
-        environment = {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
+        # One arena: glibc reserves 64 MB of address space for each more, one a thread.
+        environment = {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1", "MALLOC_ARENA_MAX": "1"}
         with theirs:
             self.process = subprocess.Popen(
                 [sys.executable, "-S", "-P", "-s", "-X", "utf8", "-c", start],
