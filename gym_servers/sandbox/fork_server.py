@@ -236,6 +236,8 @@ def run_program(source: bytes) -> NoReturn:
             code = 1
         sys.stderr.flush()
         sys.stdout.flush()
+        main.__dict__.clear()  # what the program left open is written when its last reference goes
+        gc.collect()
     except BaseException:
         code = code or 120
     os._exit((code or 0) & 0xFF)

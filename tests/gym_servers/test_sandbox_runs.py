@@ -69,7 +69,7 @@ def test_it_runs_as_plain_python(runner: asyncio.Runner, sandbox: Sandbox, tmp_p
     stdin = "first\nzweite Zeile ü\n\nlast".encode()
     (tmp_path / "main.py").write_text(PLAIN[name])
     plain = subprocess.run(
-        [sys.executable, "-X", "utf8", "main.py"], cwd=tmp_path, input=stdin, capture_output=True, timeout=100
+        [sys.executable, "-X", "utf8", "main.py"], cwd=tmp_path, input=stdin, capture_output=True, timeout=100, env={}
     )
     run = runner.run(sandbox.run(PLAIN[name], stdin=stdin))
     assert (run.status, run.exit_code, run.stdout) == ("exited", plain.returncode, plain.stdout), run.stderr
