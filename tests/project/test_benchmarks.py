@@ -55,3 +55,9 @@ def test_a_server_s_start_has_wall_and_cpu_seconds() -> None:
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_says_how_it_measures(script: str) -> None:
     assert "CPU time" in run(script, "--help")
+
+
+def test_a_run_of_the_sandbox_beside_a_fresh_interpreter() -> None:
+    told = result("sandbox", "--runs", "80", "--rounds", "1")
+    assert 0 < told["cpu_ms"] < told["fresh_cpu_ms"]
+    assert told["times_as_many"] == pytest.approx(told["runs_per_second"] / told["fresh_runs_per_second"], rel=0.02)
