@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = ("rollout_cpu", "verify_cpu", "server_start", "grpo_step_vs_trl")
+SCRIPTS = ("rollout_cpu", "verify_cpu", "server_start", "grpo_step_vs_trl", "sandbox")
 
 
 def run(script: str, *arguments: str) -> str:
