@@ -2,7 +2,7 @@
 
     python benchmarks/sandbox.py [--runs 400] [--rounds 3] [--servers 2] [--without namespaces]
 
-CPU-ms are of everything: the program, its fork server and the server that asks. The ratio is that of a fresh interpreter's CPU-ms
+CPU-ms, the CPU time of a run, are of everything: the program, its fork server and the server that asks. The ratio is that of a fresh interpreter's CPU-ms
 to ours, and the runs/s are of `servers` (or that many interpreters) at once, best round of each. In a container as gym_servers/sandbox/README.md says.
 """
 

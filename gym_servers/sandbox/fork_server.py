@@ -16,7 +16,6 @@ import json
 import math
 import mmap
 import os
-import resource
 import select
 import signal
 import socket
@@ -154,7 +153,7 @@ class Layers:
             math.ceil(cpu_seconds) + 1,  # a second line: the fork server watches the clock of the process
             memory_mb << 20,
             FILE_MB << 20 if self.namespaces else 0,
-            TASKS if self.counted else resource.RLIM_INFINITY,
+            TASKS if self.counted else None,
         )
         if self.abi:
             isolation.landlock(RULES)
@@ -215,15 +214,14 @@ def run_program(source: bytes) -> NoReturn:
         del sys.modules[name]
     sys.modules["__main__"] = main
     sys.argv = ["main.py"]
-    code: Any = 0
+    status: Any = 0
     try:
-        exec(
-            compile(source, "main.py", "exec", dont_inherit=True), main.__dict__
-        )  # the program: this process is confined
+        code = compile(source, "main.py", "exec", dont_inherit=True)
+        exec(code, main.__dict__)  # the program: this process is confined
     except SystemExit as end:
-        code = end.code
+        status = end.code
     except BaseException as error:
-        code = 1
+        status = 1
         shown = error.__traceback__.tb_next if error.__traceback__ else None
         try:
             traceback.print_exception(type(error), error, shown)
@@ -232,14 +230,16 @@ def run_program(source: bytes) -> NoReturn:
     try:
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
-        if code is not None and not isinstance(code, int):
-            print(code, file=sys.stderr)
-            code = 1
+        if status is not None and not isinstance(status, int):
+            print(status, file=sys.stderr)
+            status = 1
         sys.stderr.flush()
         sys.stdout.flush()
+        main.__dict__.clear()  # what the program left open is written when its last reference goes
+        gc.collect()
     except BaseException:
-        code = code or 120
-    os._exit((code or 0) & 0xFF)
+        status = status or 120
+    os._exit((status or 0) & 0xFF)
 
 
 def child(

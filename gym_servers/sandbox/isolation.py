@@ -190,13 +190,14 @@ def drop_capabilities() -> None:
         raise _failed("capset")
 
 
-def limit(cpu_seconds: int, memory_bytes: int, file_bytes: int, tasks: int) -> None:
+def limit(cpu_seconds: int, memory_bytes: int, file_bytes: int, tasks: int | None) -> None:
     """Hard limits of this process. tasks: threads of its user id."""
+    if tasks is not None:
+        resource.setrlimit(resource.RLIMIT_NPROC, (tasks, tasks))
     for kind, soft, hard in (
         (resource.RLIMIT_CPU, cpu_seconds, cpu_seconds + 1),
         (resource.RLIMIT_AS, memory_bytes, memory_bytes),
         (resource.RLIMIT_FSIZE, file_bytes, file_bytes),
-        (resource.RLIMIT_NPROC, tasks, tasks),
         (resource.RLIMIT_NOFILE, 64, 64),
         (resource.RLIMIT_CORE, 0, 0),
         (resource.RLIMIT_MEMLOCK, 0, 0),

@@ -76,7 +76,8 @@ class _ForkServer:
             f"{sysconfig.get_path('purelib')!r}, {tuple(without)!r})"
         )
         # A fixed hash seed: what a program prints must not depend on which fork server it met.
-        environment = {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
+        # One arena: glibc reserves 64 MB of address space for each more, one a thread.
+        environment = {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1", "MALLOC_ARENA_MAX": "1"}
         with theirs:
             self.process = subprocess.Popen(
                 [sys.executable, "-S", "-P", "-s", "-X", "utf8", "-c", start],
@@ -87,6 +88,7 @@ class _ForkServer:
                 pass_fds=[theirs.fileno()],
             )
         self._socket = ours
+        self.writer: asyncio.StreamWriter | None = None
         self.layers: dict[str, Any] = {}
 
     async def ready(self) -> None:
@@ -104,6 +106,7 @@ class _ForkServer:
         header = HEADER.pack(
             len(body), limits.wall_seconds, limits.cpu_seconds, limits.memory_mb, limits.output_bytes, len(files)
         )
+        assert self.writer is not None, "ready comes first"
         self.writer.write(header + body)
         await self.writer.drain()
         packed = RESULT.unpack(await self.reader.readexactly(RESULT.size))
@@ -129,7 +132,10 @@ class _ForkServer:
         """Kill it, and with it the program that it runs."""
         self.process.kill()
         self.process.wait()
-        self._socket.close()
+        if self.writer is not None:
+            self.writer.transport.abort()  # who waits for a reply learns of it
+        else:
+            self._socket.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

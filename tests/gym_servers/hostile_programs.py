@@ -41,7 +41,7 @@ PROGRAMS: dict[str, Hostile] = {
     # files
     "secrets": Hostile(READ + "for path in ('/etc/shadow', '/etc/hostname', '/root/.bashrc', '/etc/hosts'): read(path)"),
     "proc": Hostile(
-        READ + "for name in ('environ', 'mem', 'maps', 'cmdline', 'mountinfo', 'root/etc/passwd', 'cwd/x', 'fd/0'):"
+        READ + "for name in ('environ', 'mem', 'maps', 'cmdline', 'mountinfo', 'root/etc/passwd', 'cwd/x', 'fd/3'):"
         "\n for who in ('self', '1', 'thread-self'): read(f'/proc/{who}/{name}')"
     ),
     "by a descriptor of the root": Hostile(

@@ -42,11 +42,12 @@ def test_servers_and_verifiers_need_no_trainer_packages(package: str) -> None:
 
 
 def test_no_eval_of_text() -> None:
-    """pitfall 24: `eval` and `exec` of model text was a CVE elsewhere; neither call occurs in our packages."""
+    """pitfall 24: `eval` and `exec` of model text was a CVE elsewhere; neither call occurs in our packages, but for the one by which
+    the sandbox's child, confined by then, runs its program."""
     bad = []
     for package in (*PACKAGES, "rl_trainer"):
         for path in (ROOT / package).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in {"eval", "exec"}:
-                    bad.append(f"{path.relative_to(ROOT)}:{node.lineno}")
-    assert not bad
+                    bad.append(f"{path.relative_to(ROOT)}: {ast.unparse(node)}")
+    assert bad == ["gym_servers/sandbox/fork_server.py: exec(code, main.__dict__)"]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = ("rollout_cpu", "verify_cpu", "server_start", "grpo_step_vs_trl", "workplace")
+SCRIPTS = ("rollout_cpu", "verify_cpu", "server_start", "grpo_step_vs_trl", "sandbox", "workplace")
 
 
 def run(script: str, *arguments: str) -> str:
@@ -74,3 +74,9 @@ def test_verifiers_are_measured_on_cases_and_on_gold_answers() -> None:
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_says_how_it_measures(script: str) -> None:
     assert "CPU time" in run(script, "--help")
+
+
+def test_a_run_of_the_sandbox_beside_a_fresh_interpreter() -> None:
+    told = result("sandbox", "--runs", "80", "--rounds", "1")
+    assert 0 < told["cpu_ms"] < told["fresh_cpu_ms"]
+    assert told["times_as_many"] == pytest.approx(told["runs_per_second"] / told["fresh_runs_per_second"], rel=0.02)
