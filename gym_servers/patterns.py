@@ -55,9 +55,14 @@ def check_pattern(pattern: str) -> str:
     return pattern
 
 
+def steps(pattern: str, text: str) -> int:
+    """What one search of `text` may cost at the worst, in instructions times bytes. Raises PatternError."""
+    return 4 * len(text) * int(_compiled(pattern).programsize)
+
+
 def is_quick(pattern: str, text: str) -> bool:
     """Whether one search of `text` costs milliseconds at the worst, so that a server's process may do it. Raises PatternError."""
-    return bool(4 * len(text) * _compiled(pattern).programsize <= QUICK_STEPS)
+    return steps(pattern, text) <= QUICK_STEPS
 
 
 def search_last(pattern: str, text: str) -> str | None:

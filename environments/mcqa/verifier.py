@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from environments.competition_math.extraction import search_boxed
-from gym_servers.patterns import is_quick, search_last
+from gym_servers.patterns import QUICK_STEPS, search_last, steps
 from gym_servers.protocol import Verdict
 
 Mode = Literal["strict_single_letter_boxed", "lenient_boxed", "lenient_answer_colon", "lenient_answer_colon_md"]
@@ -144,7 +144,7 @@ def matched(text: str, patterns: Sequence[str], options: Options) -> str:
 
 def all_quick(text: str, patterns: Sequence[str]) -> bool:
     """Whether `choose` costs milliseconds at the worst."""
-    return all(is_quick(pattern, text) for pattern in patterns)
+    return sum(steps(pattern, text) for pattern in patterns) <= QUICK_STEPS
 
 
 def choose(text: str, options: Options, mode: Mode, patterns: Sequence[str] = ()) -> Found:

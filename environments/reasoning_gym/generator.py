@@ -76,7 +76,9 @@ def _draw(r: random.Random, name: str, at: int, split: str) -> tuple[Entry, int]
                 entry = _entry(name, LEVELS[level].reach, r.randrange(MAX_INDEX))
             except RuntimeError:  # the package gave up on this one
                 continue
-            if _is_heldout(name, entry["question"]) == (split == "heldout") and len(json.dumps(entry)) <= MAX_ROW_CHARS:
+            if not entry["answer"] or len(json.dumps(entry)) > MAX_ROW_CHARS:  # silence is no answer
+                continue
+            if _is_heldout(name, entry["question"]) == (split == "heldout"):
                 return entry, level
     raise OmnigymError(f"environment 'reasoning_gym': dataset '{name}' has no task for split '{split}': leave it out")
 

@@ -94,10 +94,10 @@ def _same(name: str, answer: str, entry: Entry) -> bool:
 def text_score(name: str, answer: str, entry: Entry) -> float | None:
     """The score that comparing texts gives; None where only the package's scorer can tell."""
     expected = entry["answer"]
-    if expected is not None and answer == expected:
-        return 1.0
     if not answer:
         return 0.0
+    if answer == expected:
+        return 1.0
     if name in EXACT:
         return float(expected is not None and _same(name, answer, entry))
     if name in PLAIN:

@@ -48,6 +48,46 @@ def test_a_long_answer_and_a_large_pattern_are_for_a_worker() -> None:
     assert ENVIRONMENT.quick(parsed, said("A!")) is not None
 
 
+def test_many_patterns_are_for_a_worker() -> None:
+    row = {"options": [{"A": "x"}], "expected_answer": "A", "template_metadata": {"output_regex": [r"(\w+)!"] * 32}}
+    parsed = ENVIRONMENT.check_row(row)
+    assert ENVIRONMENT.quick(parsed, said("A" * 5000)) is None
+    assert ENVIRONMENT.quick(parsed, said("A!")) is not None
+
+
+JSON = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.floats(allow_nan=False),
+        st.text(max_size=6),
+        st.sampled_from("ABab"),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(["A", "B", "c", "output_regex"]), inner)
+    ),
+    max_leaves=6,
+)
+FIELDS = st.fixed_dictionaries(
+    {},
+    optional={
+        name: JSON
+        for name in ("options", "expected_answer", "grading_mode", "template_metadata", "responses_create_params")
+    },
+)
+
+
+@given(FIELDS, st.text(max_size=30))
+def test_any_row_is_graded_or_refused_by_name(row: dict[str, Any], text: str) -> None:
+    try:
+        parsed = ENVIRONMENT.check_row(row)
+    except RowError as error:
+        assert str(error).startswith("environment 'mcqa' task '?': field '")
+        return
+    assert ENVIRONMENT.verify(parsed, said(text)).reward in (0.0, 1.0)
+
+
 def test_the_setting_overrules_the_row() -> None:
     row = {"options": [{"A": "x"}], "expected_answer": "A", "grading_mode": "strict_single_letter_boxed"}
     environment = Mcqa(McqaSettings(grading_mode="lenient_answer_colon"))

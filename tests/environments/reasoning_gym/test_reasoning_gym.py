@@ -189,6 +189,13 @@ def test_where_the_package_is_not_followed(
     assert score(dataset, answer, expected, **metadata) == reward
 
 
+@pytest.mark.parametrize("dataset", sorted(PLAIN | EXACT))
+def test_silence_earns_nothing(dataset: str) -> None:
+    for expected in ("", "x", "[]"):
+        assert score(dataset, "", expected) == 0.0
+        assert score(dataset, " \n", expected) == 0.0
+
+
 @installed
 def test_metadata_that_fits_no_scorer_is_the_rows_fault() -> None:
     parsed = ENVIRONMENT.check_row({**row("fraction_simplification", "x"), "task_id": "t1"})
