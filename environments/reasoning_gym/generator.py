@@ -90,7 +90,7 @@ def generate(n: int, seed: int, split: str, datasets: Sequence[str]) -> Iterator
     for k in range(n):
         r = random.Random(f"reasoning_gym|{seed}|{split}|{k}")
         name = names[k % len(names)]
-        entry, level = _draw(r, name, (k // len(names)) % len(LEVELS), split)
+        entry, level = _draw(r, name, (k + k // len(names)) % len(LEVELS), split)
         turns = []
         for _ in range(LEVELS[level].shots):
             shown, _ = _draw(r, name, level, "train")
