@@ -167,15 +167,17 @@ def result_table(result: dict[str, Any]) -> Table:
     """The figures as a table."""
     names = list(result["environments"].values())
     ks = [key for key in (names[0] if names else {}) if key.startswith("pass@") and key != "pass@1"]
-    table = Table(title=f"{result['model']}, {result['n']} rollouts a task")
-    for column in ("environment", "pass@1", *ks, "reward", "tasks", "truncated", "failures"):
-        table.add_column(column, justify="left" if column == "environment" else "right")
+    # Twelve environments with their whole names in 80 columns.
+    table = Table(title=f"{result['model']}, {result['n']} rollouts a task; shares in %", box=None, pad_edge=False)
+    for column in ("environment", "pass@1", *ks, "reward", "tasks", "cut", "failed"):
+        left = column == "environment"
+        table.add_column(column, justify="left" if left else "right", no_wrap=True)
 
     def percent(value: float | None) -> str:
-        return "-" if value is None else f"{value:.1%}"
+        return "-" if value is None else f"{100 * value:.1f}"
 
     for name, row in result["environments"].items():
-        rate = percent(row["pass@1"]) + ("" if row["stderr"] is None else f" ± {row['stderr']:.1%}")
+        rate = percent(row["pass@1"]) + ("" if row["stderr"] is None else f"±{100 * row['stderr']:.1f}")
         reward = "-" if row["reward_mean"] is None else f"{row['reward_mean']:.3f}"
         table.add_row(
             name,
