@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 export HF_HUB_OFFLINE ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: demo setup test test-all conformance mutate lint clean
+.PHONY: demo setup reasoning-gym test test-all conformance mutate lint clean
 
 setup: $(VENV)/.installed
 
@@ -17,6 +17,13 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	$(BIN)/python -m pip install -q $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
 	$(BIN)/python -m pip install -q --no-deps -r requirements.lock
 	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
+	@touch $@
+
+# The package behind the environment reasoning_gym, which does without it until a task of it is wanted.
+reasoning-gym: $(VENV)/.reasoning-gym
+
+$(VENV)/.reasoning-gym: requirements-reasoning-gym.lock $(VENV)/.installed
+	$(BIN)/python -m pip install -q --no-deps -r requirements-reasoning-gym.lock
 	@touch $@
 
 # A real model learns on three real environments: about 25 minutes on two cores, no GPU.
@@ -33,11 +40,12 @@ test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not conformance"
 
 # Slow tests: the real model, vLLM, whole runs that are killed and resumed, and the conformance cases where they are.
-test-all: setup
+test-all: setup reasoning-gym
 	$(BIN)/omnigym model get smollm2-135m
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not conformance" -k reasoning_gym
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow or conformance"
 
-conformance: setup
+conformance: setup reasoning-gym
 	@test -d ../shared/conformance || { echo "no conformance folder at ../shared/conformance"; exit 1; }
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m conformance
 

@@ -1,7 +1,7 @@
 """What tests may need from outside: absent, it is a skip with its reason, or a failure where OMNIGYM_REQUIRE names it.
 
 OMNIGYM_REQUIRE is comma-separated: conformance (the cases beside the checkout), model (the small real model), vllm, root (with leave
-to mount a tmpfs).
+to mount a tmpfs), reasoning_gym (the package: `make reasoning-gym`).
 
 Conformance tests report through the fixture `conform`; a table of them, file by file, ends the run.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +40,18 @@ def conformance() -> Path:
     """The folder of conformance cases beside the checkout."""
     need("conformance", CONFORMANCE.is_dir(), f"no conformance cases at {CONFORMANCE}: a user's checkout has none")
     return CONFORMANCE
+
+
+def need_reasoning_gym() -> None:
+    """The optional package."""
+    reason = "the package reasoning-gym is not installed: make reasoning-gym"
+    need("reasoning_gym", find_spec("reasoning_gym") is not None, reason)
+
+
+@pytest.fixture
+def reasoning_gym_package() -> None:
+    """The optional package."""
+    need_reasoning_gym()
 
 
 class Agreement(NamedTuple):
@@ -78,7 +91,9 @@ def conform() -> Callable[[str, Mapping[str, bool], str], None]:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """A test marked conformance needs the folder, whichever way it reads it."""
+    """A test marked conformance needs the folder, whichever way it reads it; one of reasoning_gym's tasks, the package."""
+    if "reasoning_gym" in getattr(getattr(item, "callspec", None), "params", {}).values():
+        need_reasoning_gym()
     if item.get_closest_marker("conformance"):
         need("conformance", CONFORMANCE.is_dir(), f"no conformance cases at {CONFORMANCE}: a user's checkout has none")
 

@@ -62,7 +62,9 @@ def test_without_a_token_it_makes_one_or_is_told_to_have_none(
 
 
 def test_what_it_cannot_serve_is_an_error(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(OmnigymError, match="model 'nosuch' is neither a checkpoint folder nor a known name.*omnigym model get"):
+    with pytest.raises(
+        OmnigymError, match="model 'nosuch' is neither a checkpoint folder nor a known name.*omnigym model get"
+    ):
         served(monkeypatch, "nosuch")
     with pytest.raises(OmnigymError, match="--engine 'threads': must be key=value"):
         served(monkeypatch, str(checkpoint), "--engine", "threads")

@@ -22,9 +22,7 @@ from gym_servers.protocol import FailureError, OmnigymError, RowError
 
 ENVIRONMENT = ReasoningGym()
 CASES = [json.loads(line) for line in (ReasoningGym.folder() / "cases.jsonl").read_text().splitlines()]
-installed = pytest.mark.skipif(
-    find_spec("reasoning_gym") is None, reason="the optional package reasoning-gym is not installed"
-)
+installed = pytest.mark.usefixtures("reasoning_gym_package")
 QUICK_TO_MAKE = [
     "ab",
     "chain_sum",
