@@ -11,7 +11,9 @@ CHAT_TEMPLATE = (
 CORPUS = ("the answer is a number and the question asks for it in json", 'write 12 words about the sea: {"key": 345}')
 
 
-def make_tiny_model(folder: str | Path, seed: int = 0, *, vocab: int = 320, layers: int = 2, hidden: int = 64) -> Path:
+def make_tiny_model(
+    folder: str | Path, seed: int = 0, *, vocab: int = 320, layers: int = 2, hidden: int = 64, positions: int = 2048
+) -> Path:
     """Write a loadable checkpoint (transformers, vLLM) with random weights drawn from `seed`; returns the folder."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -45,7 +47,7 @@ def make_tiny_model(folder: str | Path, seed: int = 0, *, vocab: int = 320, laye
         num_attention_heads=2,
         num_key_value_heads=1,
         head_dim=hidden // 2,
-        max_position_embeddings=2048,
+        max_position_embeddings=positions,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=end,

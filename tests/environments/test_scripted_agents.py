@@ -15,6 +15,7 @@ from gym_servers.models.app import ModelSettings, build_model_server
 from gym_servers.models.scripted import Asked, ScriptedEngine
 from gym_servers.protocol import Item, Rollout, final_text
 from gym_servers.registry import environment_names, load_environment
+from gym_servers.replay import replay
 from gym_servers.resources import build_resources
 from gym_servers.rollouts import Collector, RolloutRequest
 
@@ -92,5 +93,8 @@ def test_a_perfect_agent_earns_the_most_and_a_silent_one_the_least(name: str) ->
     assert [(rollout.failure, rollout.reward) for rollout in perfect] == [(None, high)] * TASKS
     for rollout in perfect:  # what was sampled is what is trained
         assert sum(sum(segment.mask) for segment in rollout.segments) == rollout.usage["sampled_tokens"]
+    for rollout in perfect[:3]:  # as read from its line, it plays again to the same outputs and verdict
+        again = Rollout.model_validate_json(rollout.model_dump_json())
+        assert asyncio.run(replay(environment, again)).differences(again) == []
     silent = collect(environment, rows, [[] for _ in rows])
     assert [(rollout.failure, rollout.reward) for rollout in silent] == [(None, low)] * TASKS
