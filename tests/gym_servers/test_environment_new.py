@@ -41,7 +41,7 @@ def run(*command: str, cwd: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [KINDS[0], *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[1:])])
 def test_what_is_written_passes_at_once(kind: str, tmp_path: Path) -> None:
     name = f"my_{kind}"
     said = run("-c", PROGRAM, "env", "new", name, "--kind", kind, cwd=tmp_path)

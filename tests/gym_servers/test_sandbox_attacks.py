@@ -56,7 +56,7 @@ class Ground:
         return [path for server in self.sandbox._places.values() for path in (server.folder / "scratch").glob("*")]
 
 
-@pytest.fixture(scope="module", params=["namespaces", "landlock"])
+@pytest.fixture(scope="module", params=["namespaces", pytest.param("landlock", marks=pytest.mark.slow)])
 def ground(request: pytest.FixtureRequest) -> Iterator[Ground]:
     """Two fork servers, with namespaces where they can be had, and without."""
     without = ["namespaces"] if request.param == "landlock" else []

@@ -40,6 +40,7 @@ def test_a_rollout_s_cpu_time_is_that_of_all_three_processes() -> None:
     assert best["all"] == pytest.approx(sum(parts))
 
 
+@pytest.mark.slow
 def test_verify_is_measured_beside_an_echo_in_every_environment() -> None:
     found = result("verify_cpu", "--requests", "400", "--rounds", "1")["environments"]
     assert set(found) == {"competition_math", "instruction_following", "structured_outputs"}
@@ -47,17 +48,20 @@ def test_verify_is_measured_beside_an_echo_in_every_environment() -> None:
         assert figures["ratio"] == pytest.approx(figures["best_ms"] / figures["echo_best_ms"])
 
 
+@pytest.mark.slow
 def test_the_workplace_s_sessions_have_time_and_size() -> None:
     found = result("workplace", "--sessions", "200", "--requests", "20")
     assert found["sessions"] == 200
     assert 0 < found["seed_ms"] and 0 < found["verify_ms"] and found["fresh_bytes"] <= found["busy_bytes"]
 
 
+@pytest.mark.slow
 def test_a_server_s_start_has_wall_and_cpu_seconds() -> None:
     found = result("server_start", "--repeats", "1")
     assert found["wall"] > 0 and found["cpu"] > 0
 
 
+@pytest.mark.slow
 def test_verifiers_are_measured_on_cases_and_on_gold_answers() -> None:
     found = result("verifiers", "mcqa", "structured_outputs", "--seconds", "0.1", "--tasks", "20")
     assert set(found["environments"]) == {"mcqa", "structured_outputs"} and found["left_out"] == {}
@@ -76,6 +80,7 @@ def test_help_says_how_it_measures(script: str) -> None:
     assert "CPU time" in run(script, "--help")
 
 
+@pytest.mark.slow
 def test_a_run_of_the_sandbox_beside_a_fresh_interpreter() -> None:
     told = result("sandbox", "--runs", "80", "--rounds", "1")
     assert 0 < told["cpu_ms"] < told["fresh_cpu_ms"]

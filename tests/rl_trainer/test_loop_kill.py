@@ -94,7 +94,7 @@ def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[s
     return outcome(folder), writes
 
 
-@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(k, marks=pytest.mark.slow) for k in range(2, 10))])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(k, marks=pytest.mark.slow) for k in range(1, 10))])
 def test_a_run_killed_at_any_write_and_resumed_equals_an_uninterrupted_one(
     model: Path, tmp_path: Path, whole: tuple[dict[str, Any], int], seed: int
 ) -> None:

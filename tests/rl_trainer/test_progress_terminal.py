@@ -128,6 +128,7 @@ def test_the_display_is_updated_in_place_and_leaves_the_terminal_clean(model: Pa
     assert hidden and not screen.hidden and screen.column == 0 and restored
 
 
+@pytest.mark.slow
 def test_where_there_is_no_terminal_it_is_plain_lines(model: Path, tmp_path: Path) -> None:
     text, _ = shown(model, tmp_path, terminal=False)
     assert "\x1b" not in text and "\r" not in text
