@@ -36,8 +36,9 @@ lint: setup
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
+# Files of tests go to two processes; -n 0 keeps them in one.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not conformance"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not conformance"
 
 # Slow tests: the real model, vLLM, whole runs that are killed and resumed, and the conformance cases where they are.
 test-all: setup reasoning-gym
