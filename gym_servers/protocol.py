@@ -11,6 +11,7 @@ import json
 import math
 from typing import Any, Literal
 
+import orjson
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Item = dict[str, Any]
@@ -200,6 +201,16 @@ def strip_reasoning(text: str) -> str:
     if "<think>" in text:
         text = text.split("<think>", 1)[0]
     return text
+
+
+def call_arguments(call: Item) -> dict[str, Any] | None:
+    """The arguments of a function call; None where they are no JSON object."""
+    raw = call.get("arguments") or "{}"
+    try:
+        arguments = orjson.loads(raw) if isinstance(raw, str) else None
+    except orjson.JSONDecodeError:
+        return None
+    return arguments if isinstance(arguments, dict) else None
 
 
 def function_calls(output: list[Item]) -> list[Item]:

@@ -393,8 +393,8 @@ MUTATIONS = (
     Mutation(
         "calls that were never made are graded",
         "environments/banking/verifier.py",
-        'if str(call.get("call_id")) not in made or name not in allowed',
-        "if name not in allowed",
+        'if str(call.get("call_id")) in made and name in allowed',
+        "if name in allowed",
         "tests/environments/banking/test_banking_verdicts.py::test_calls_without_outputs_and_tools_that_the_row_does_not_show_count_for_nothing",
     ),
     Mutation(

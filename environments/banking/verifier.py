@@ -7,18 +7,18 @@ shows, nor do case and spaces of texts.
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
 from environments.banking.bank import Bank, Database
 from environments.banking.desk import TOOLS
 from environments.banking.user import Script
 from gym_servers.environment import Row
-from gym_servers.protocol import Item, RowError, Verdict, function_calls
+from gym_servers.protocol import Item, RowError, Verdict, call_arguments, function_calls
 from gym_servers.tools import ToolRefused
 
 
@@ -95,18 +95,10 @@ def replay(row: BankingRow, output: list[Item]) -> Bank:
     bank, allowed = start(row), declared_tools(row)
     made = {str(item.get("call_id")) for item in output if item.get("type") == "function_call_output"}
     for call in function_calls(output):
-        name, raw = str(call.get("name")), call.get("arguments") or "{}"
-        if str(call.get("call_id")) not in made or name not in allowed or not isinstance(raw, str):
-            continue
-        try:
-            arguments = orjson.loads(raw)
-        except orjson.JSONDecodeError:
-            continue
-        if isinstance(arguments, dict):
-            try:
+        name, arguments = str(call.get("name")), call_arguments(call)
+        if str(call.get("call_id")) in made and name in allowed and arguments is not None:
+            with contextlib.suppress(ToolRefused):
                 apply(bank, name, arguments)
-            except ToolRefused:
-                continue
     return bank
 
 

@@ -7,6 +7,7 @@ the numbers that the system gave matter. Text is compared without case, except w
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
 from typing import Any
@@ -18,7 +19,7 @@ from environments.workplace_assistant.database import FORMS, Database, Record
 from environments.workplace_assistant.state import Workplace
 from environments.workplace_assistant.toolset import TOOLS, call
 from gym_servers.environment import Row
-from gym_servers.protocol import Item, Verdict, function_calls
+from gym_servers.protocol import Item, Verdict, call_arguments, function_calls
 from gym_servers.tools import ToolRefused
 
 EXACT = frozenset({"status", "list_name", "board"})
@@ -101,18 +102,12 @@ def replayed(row: Row, output: list[Item], base: Database, max_chars: int) -> Wo
     """The state after the calls of `output`, from the start. A call that a tool or the agent refuses changes nothing."""
     state = opened(row, base)
     for item in made_calls(output):
-        name, raw = str(item.get("name")), item.get("arguments") or "{}"
-        if name not in TOOLS or TOOLS[name].read_only or not isinstance(raw, str) or len(raw.encode()) > max_chars:
+        name = str(item.get("name"))
+        if name not in TOOLS or TOOLS[name].read_only or len(str(item.get("arguments")).encode()) > max_chars:
             continue
-        try:
-            arguments = orjson.loads(raw)
-        except orjson.JSONDecodeError:
-            continue
-        if isinstance(arguments, dict):
-            try:
+        if (arguments := call_arguments(item)) is not None:
+            with contextlib.suppress(ToolRefused):
                 call(state, name, arguments)
-            except ToolRefused:
-                continue
     return state
 
 
