@@ -5,6 +5,8 @@ One that succeeds prints ESCAPED. Numbers of system calls are those of x86-64.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import NamedTuple
 
 from gym_servers.sandbox.attacks import ATTACKS
@@ -50,9 +52,11 @@ PROGRAMS: dict[str, Hostile] = {
     ),
     "up and down": Hostile(READ + "for n in range(1, 12): read('../' * n + 'etc/passwd')"),
     "beside the scratch": Hostile(
-        "import os\nfor place in ('..', '../..', '/tmp', '/var', '/home', '/run', '/sys', '/dev', '/boot'):\n"
-        " try:\n  found = set(os.listdir(place)) - {'scratch', 'null', 'zero', 'full', 'random', 'urandom', 'usr', 'lib', 'lib64', 'etc',"
-        " 'dev', 'root', 'work', 'opt', 'home', 'tmp', 'srv', 'mnt'}\n"
+        # The folders above Python's own are there, empty but for the way to it.
+        f"import os\nway = set({[part for prefix in (sys.prefix, sys.base_prefix) for part in Path(prefix).parts]})\n"
+        "for place in ('..', '../..', '/tmp', '/var', '/home', '/run', '/sys', '/dev', '/boot'):\n"
+        " try:\n  found = set(os.listdir(place)) - way - {'scratch', 'null', 'zero', 'full', 'random', 'urandom', 'usr', 'lib', 'lib64',"
+        " 'etc', 'dev'}\n"
         "  if found: print('ESCAPED: sees', place, found)\n except OSError: pass"
     ),
     "a hard link": Hostile(

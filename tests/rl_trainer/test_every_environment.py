@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import yaml
+from conftest import has_reasoning_gym
 
 from gym_servers.registry import environment_names
 from rl_trainer.tiny_model import make_tiny_model
@@ -37,7 +37,7 @@ def test_the_configuration_names_every_environment() -> None:
 @pytest.mark.timeout(1800)
 def test_one_step_on_every_environment_at_once(tmp_path: Path) -> None:
     tree = yaml.safe_load(CONFIG.read_text())
-    if find_spec("reasoning_gym") is None:
+    if not has_reasoning_gym():
         del tree["mixture"]["reasoning_gym"], tree["tasks"]["reasoning_gym"]
         tree["tasks_per_step"] -= 1
     for source in tree["tasks"].values():

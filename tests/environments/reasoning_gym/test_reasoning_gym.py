@@ -7,11 +7,11 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import has_reasoning_gym
 from typer.testing import CliRunner
 
 from environments.reasoning_gym.datasets import EXACT, EXCLUDED, PACKAGE, PLAIN, SCORED, SLOW, UNGENERATED, VERSION
@@ -234,7 +234,7 @@ def test_without_the_package_what_needs_it_says_how_to_get_it() -> None:
 
 def test_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("environments.reasoning_gym.verifier.VERSION", "9.9")
-    if find_spec("reasoning_gym") is not None:
+    if has_reasoning_gym():
         with pytest.raises(OmnigymError, match=f"read at 9.9, installed is {VERSION}"):
             next(ENVIRONMENT.generate(1, 0, "train"))
 
