@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from pydantic import Field, model_validator
 from gym_servers.client import TRANSIENT, Client
 from gym_servers.environment import AwaitedEnvironment, Settings
 from gym_servers.protocol import Failure, FailureError, FailureKind, OmnigymError, RowError, final_text, strip_reasoning
+from gym_servers.variables import variable
 
 log = logging.getLogger("omnigym.judges")
 TRIES = 2
@@ -92,7 +92,7 @@ class ModelClient:
     ) -> None:
         self.who, self.url, self.model, self.seconds, self.max_tokens = who, url, model, seconds, max_tokens
         self.kind: FailureKind = kind
-        token = os.environ.get(token_variable) if token_variable else None
+        token = variable(token_variable) if token_variable else None
         if token_variable and not token:
             raise OmnigymError(
                 f"{who}: its token is to be in the variable '{token_variable}', which is not set: export it"

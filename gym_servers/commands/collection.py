@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
@@ -19,6 +18,7 @@ from gym_servers.protocol import OmnigymError, Rollout
 from gym_servers.registry import load_environment
 from gym_servers.rollouts import Collector, RolloutRequest, rollout_seed
 from gym_servers.rows import named_tasks, parse_line, read_lines
+from gym_servers.variables import variable
 
 Row = dict[str, Any]
 
@@ -71,7 +71,7 @@ class Stage:
         settings: Sequence[str] = (),
     ) -> None:
         self.host = LocalHost()
-        self.token = os.environ.get("OMNIGYM_TOKEN") or secrets.token_urlsafe(24)
+        self.token = variable("OMNIGYM_TOKEN") or secrets.token_urlsafe(24)
         self.urls: dict[str, str] = {}
         self.local: list[str] = []
         for given in environments:
@@ -109,7 +109,7 @@ class Stage:
     def collector(self, sampling: dict[str, Any], retries: int, no_progress_seconds: float) -> Collector:
         """A collector over the servers, once they are ready. Raises ServerDied."""
         environments = self.host.start_environments(self.local, self.token, self.settings) if self.local else None
-        secret = os.environ.get("OMNIGYM_SECRET") or None
+        secret = variable("OMNIGYM_SECRET")
         model = None
         if not is_url(self.model):
             secret = secrets.token_urlsafe(24)

@@ -13,6 +13,7 @@ import typer
 from gym_servers.checkpoints import resolve_model
 from gym_servers.commands.collection import engine_settings
 from gym_servers.commands.serve import token_for
+from gym_servers.variables import variable, with_variables
 
 
 def serve_model(
@@ -39,12 +40,16 @@ def serve_model(
         "host": host,
         "port": port,
     }
-    variables = {**os.environ, "OMP_NUM_THREADS": str(settings.get("threads", 2))}
-    variables.pop("OMNIGYM_TOKEN", None)
-    if (token := token_for(auth, host)) is not None:
-        variables["OMNIGYM_TOKEN"] = token
-    variables.setdefault("OMNIGYM_SECRET", secrets.token_urlsafe(24))  # signs rollout ids, of which a judge has none
+    token = token_for(auth, host)
+    signing = variable("OMNIGYM_SECRET") or secrets.token_urlsafe(24)  # of rollout ids, of which a judge has none
+    given = {
+        "OMNIGYM_SECRET": signing,
+        "OMNIGYM_TOKEN": token or "",
+        "OMP_NUM_THREADS": str(settings.get("threads", 2)),
+    }
     # The server takes this process's place: signals, its end and its output are its own.
     os.execve(
-        sys.executable, [sys.executable, "-m", "gym_servers.models.vllm", "--settings", json.dumps(settings)], variables
+        sys.executable,
+        [sys.executable, "-m", "gym_servers.models.vllm", "--settings", json.dumps(settings)],
+        with_variables(given),
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 import secrets
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -17,6 +16,7 @@ from gym_servers.draining import DrainingServer
 from gym_servers.protocol import OmnigymError
 from gym_servers.registry import environment_names, load_environment
 from gym_servers.resources import build_resources
+from gym_servers.variables import variable
 
 
 def token_for(auth: str, host: str) -> str | None:
@@ -28,7 +28,7 @@ def token_for(auth: str, host: str) -> str | None:
             raise OmnigymError(f"--auth none is for loopback only, not for {host}: set OMNIGYM_TOKEN")
         typer.echo("no authentication: anyone on this machine may use this server", err=True)
         return None
-    token = os.environ.get("OMNIGYM_TOKEN")
+    token = variable("OMNIGYM_TOKEN")
     if not token:
         token = secrets.token_urlsafe(24)
         typer.echo(f"token: {token}", err=True)
@@ -75,5 +75,5 @@ def serve(
     chosen = settings_by_environment(overrides, served)
     environments = [load_environment(name, chosen.get(name)) for name in served]
     settings = ServerSettings(token=token_for(auth, host))
-    secret = os.environ.get("OMNIGYM_SECRET")
+    secret = variable("OMNIGYM_SECRET")
     run(build_resources(environments, settings, workers, secret=secret), host, port)

@@ -28,6 +28,7 @@ import yaml
 
 from gym_servers.parent import end_with_parent
 from gym_servers.protocol import OmnigymError
+from gym_servers.variables import with_variables
 
 LOOPBACK = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """Opens addresses of this machine: they never go through a proxy."""
@@ -66,7 +67,7 @@ class LocalServer:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=errors,
-                env={**os.environ, **(variables or {})},
+                env=with_variables(variables or {}),
                 start_new_session=True,  # Ctrl-C is this process's to handle
                 preexec_fn=end_with_parent,
             )

@@ -21,6 +21,7 @@ from gym_servers.base import LOOPBACK, Guard, ServerSettings, bind
 from gym_servers.draining import DrainingServer
 from gym_servers.parent import end_with_parent
 from gym_servers.protocol import OmnigymError
+from gym_servers.variables import variable
 
 FROM_ENVIRONMENT = {"token": "OMNIGYM_TOKEN", "secret": "OMNIGYM_SECRET"}
 
@@ -54,9 +55,9 @@ def parse_settings(kind: type[Listen], text: str) -> Listen:
     except orjson.JSONDecodeError as error:
         raise OmnigymError(f"--settings is not valid JSON: {error}") from None
     if isinstance(given, dict):
-        for name, variable in FROM_ENVIRONMENT.items():
-            if name in kind.model_fields and os.environ.get(variable):
-                given.setdefault(name, os.environ[variable])
+        for name, source in FROM_ENVIRONMENT.items():
+            if name in kind.model_fields and (value := variable(source)):
+                given.setdefault(name, value)
     try:
         settings = kind.model_validate(given)
     except ValidationError as error:
