@@ -7,13 +7,17 @@ FailureError, and that fork server is replaced.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import json
+import os
 import shutil
 import socket
 import subprocess
 import sys
 import sysconfig
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +27,9 @@ from gym_servers.protocol import Failure, FailureError, OmnigymError
 from gym_servers.sandbox.fork_server import HEADER, OUTCOMES, PART, RESULT
 
 START_SECONDS = 60.0
+FOLDER = "omnigym-sandbox-"
+NEW_SECONDS = 60.0
+"""How long a folder may be there unlocked: it is locked at once by who made it."""
 LAYERS = ("namespaces", "landlock", "seccomp")
 
 
@@ -62,11 +69,33 @@ def missing(layers: Mapping[str, Any]) -> str | None:
     return None
 
 
+def _lock(folder: Path) -> int | None:
+    """A descriptor that locks the folder for as long as this process has it; None where another process does. Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def remove_orphans() -> None:
+    """Remove the folders of servers that were killed: those that no process locks."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER}*"):
+        with contextlib.suppress(OSError):  # another user's, or one that another server removes at this moment
+            if time.time() - folder.stat().st_mtime < NEW_SECONDS or (lock := _lock(folder)) is None:
+                continue
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
+
+
 class _ForkServer:
     """One process and the socket to it."""
 
     def __init__(self, without: Sequence[str]) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="omnigym-sandbox-"))
+        self.folder = Path(tempfile.mkdtemp(prefix=FOLDER))
+        self._folder_lock = _lock(self.folder)
         self.folder.chmod(0o711)
         ours, theirs = socket.socketpair()
         root = Path(__file__).parents[2]
@@ -137,6 +166,9 @@ class _ForkServer:
         else:
             self._socket.close()
         shutil.rmtree(self.folder, ignore_errors=True)
+        if self._folder_lock is not None:
+            os.close(self._folder_lock)
+            self._folder_lock = None
 
 
 class Sandbox:
@@ -160,6 +192,7 @@ class Sandbox:
     async def start(self) -> None:
         """Start the fork servers. Raises SandboxUnavailable."""
         self._open = True
+        remove_orphans()
         try:
             for place in range(self.servers):
                 await self._new(place)

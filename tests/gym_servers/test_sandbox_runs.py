@@ -212,6 +212,35 @@ def test_nothing_outlives_a_killed_server() -> None:
     assert _gone(program) and _gone(pid)
 
 
+def test_the_folder_of_a_killed_server_goes_when_the_next_starts_and_a_living_one_s_stays(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER], stdout=subprocess.PIPE, env={"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    )
+    assert owner.stdout is not None
+    pid = int(owner.stdout.readline())
+    (folder,) = tmp_path.iterdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    async def another() -> None:
+        async with Sandbox(1) as sandbox:
+            assert (await sandbox.run("print(1)")).stdout == b"1\n"
+
+    os.utime(folder, (0, 0))  # as if from long ago
+    asyncio.run(another())
+    assert list(tmp_path.iterdir()) == [folder]
+    owner.kill()
+    owner.wait()
+    assert _gone(pid)
+    os.utime(folder, (0, 0))
+    asyncio.run(another())
+    assert list(tmp_path.iterdir()) == []
+    folder.mkdir()  # one that was made a moment ago, and that its maker is about to lock
+    asyncio.run(another())
+    assert list(tmp_path.iterdir()) == [folder]
+
+
 def test_more_runs_than_servers_wait_their_turn(runner: asyncio.Runner, sandbox: Sandbox) -> None:
     async def many() -> list[Run]:
         return await asyncio.gather(*(sandbox.run(f"print({number})") for number in range(20)))
