@@ -10,11 +10,13 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import orjson
+
 from gym_servers.base import Guard
 from gym_servers.models.app import ModelSettings, build_model_server
 from gym_servers.models.engine import EngineState, FinishReason, Generation, Sampling, Tokenizer
 from gym_servers.models.serving import ListenSettings, part_of, run
-from gym_servers.protocol import OmnigymError
+from gym_servers.protocol import Item, OmnigymError, final_text
 
 END_TOKEN = "<|im_end|>"
 END_ID = 0x110000  # the first number that is no code point
@@ -65,6 +67,33 @@ Script = Callable[[Asked], str | list[int]]
 def scripted_logprob(seed: int, place: int, token: int) -> float:
     """The log-probability that a scripted token carries, in [-1, 0): another one for another seed, place or token."""
     return -((seed * 31 + place * 7 + token) % 9973 + 1) / 9973
+
+
+def _written(item: Item) -> str:
+    if item["type"] != "function_call":
+        return final_text([item])
+    arguments = orjson.loads(item["arguments"])
+    written = "".join(
+        f"<parameter={key}>\n{value if isinstance(value, str) else orjson.dumps(value).decode()}\n</parameter>\n"
+        for key, value in arguments.items()
+    )
+    return f"<tool_call>\n<function={item['name']}>\n{written}</function>\n</tool_call>"
+
+
+def turns_of(items: Sequence[Item]) -> list[str]:
+    """The model's turns, as it writes them, that make the output `items`: what others say (a tool's output, a user's message) ends
+    a turn."""
+    turns: list[str] = []
+    after_others = True
+    for item in items:
+        others = item["type"] == "function_call_output" or item.get("role") == "user"
+        if not others:
+            if after_others:
+                turns.append(_written(item))
+            else:
+                turns[-1] += "\n" + _written(item)
+        after_others = others
+    return turns
 
 
 class ScriptedEngine:

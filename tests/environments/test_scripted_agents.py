@@ -6,14 +6,13 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import orjson
 import pytest
 
 from gym_servers.environment import Environment
 from gym_servers.hosts.inprocess import InProcessHost
 from gym_servers.models.app import ModelSettings, build_model_server
-from gym_servers.models.scripted import Asked, ScriptedEngine
-from gym_servers.protocol import Item, Rollout, final_text
+from gym_servers.models.scripted import Asked, ScriptedEngine, turns_of
+from gym_servers.protocol import Rollout
 from gym_servers.registry import environment_names, load_environment
 from gym_servers.replay import replay
 from gym_servers.resources import build_resources
@@ -21,34 +20,6 @@ from gym_servers.rollouts import Collector, RolloutRequest
 
 TASKS = 12
 SEED_STRIDE = 1_000_003  # gym_servers/models/calls.py
-
-
-def as_text(item: Item) -> str:
-    """An output item as the model writes it."""
-    if item["type"] == "message":
-        return final_text([item])
-    assert item["type"] == "function_call"
-    arguments = orjson.loads(item["arguments"])
-    written = "".join(
-        f"<parameter={key}>\n{value if isinstance(value, str) else orjson.dumps(value).decode()}\n</parameter>\n"
-        for key, value in arguments.items()
-    )
-    return f"<tool_call>\n<function={item['name']}>\n{written}</function>\n</tool_call>"
-
-
-def turns_of(items: list[Item]) -> list[str]:
-    """The model's turns that make `items`: what others say (a tool's output, a user's message) ends one."""
-    turns: list[str] = []
-    after_others = True
-    for item in items:
-        others = item["type"] == "function_call_output" or item.get("role") == "user"
-        if not others:
-            if after_others:
-                turns.append(as_text(item))
-            else:
-                turns[-1] += "\n" + as_text(item)
-        after_others = others
-    return turns
 
 
 def collect(environment: Environment, rows: list[dict[str, Any]], scripts: list[list[str]]) -> list[Rollout]:
