@@ -8,6 +8,7 @@ forked at once. Too many deaths in a row end the server. SIGTERM and SIGINT let 
 from __future__ import annotations
 
 import collections
+import contextlib
 import logging
 import os
 import signal
@@ -45,7 +46,8 @@ def _fork(body: Callable[[], None]) -> int:
         end_with_parent()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {*_ENDS, signal.SIGCHLD})
         if os.getppid() == parent:
-            body()
+            with contextlib.suppress(KeyboardInterrupt):  # a terminal sends it to all processes; it has drained
+                body()
         status = 0
     except BaseException:  # nothing of the parent's is this process's to unwind
         traceback.print_exc()

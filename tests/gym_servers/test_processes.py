@@ -104,8 +104,9 @@ def test_a_process_that_died_is_replaced_and_the_others_stay(start: Started, tmp
     )
 
 
-@pytest.mark.parametrize("kind", ["drains", "hangs"])
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("kind", "sent"), [("drains", signal.SIGTERM), ("hangs", signal.SIGTERM), ("drains", signal.SIGINT)]
+)
 def test_all_are_stopped_together_and_one_that_does_not_end_is_killed(
     start: Started, kind: str, sent: signal.Signals
 ) -> None:

@@ -113,7 +113,7 @@ class Agreement(RuleBasedStateMachine):
 
 
 def test_memory_and_redis_agree(redis_server: RedisServer) -> None:
-    run = settings(max_examples=25, stateful_step_count=25, deadline=None)
+    run = settings(max_examples=12, stateful_step_count=25, deadline=None)
     run_state_machine_as_test(lambda: Agreement(redis_server), settings=run)
 
 
