@@ -30,7 +30,7 @@ from measure import show
 from gym_servers.base import ServerSettings
 from gym_servers.client import Client
 from gym_servers.models.app import ModelSettings, build_model_server
-from gym_servers.models.scripted import Asked, ScriptedEngine, turns_of
+from gym_servers.models.scripted import ScriptedEngine, by_seed, turns_of
 from gym_servers.protocol import OmnigymError
 from gym_servers.registry import environment_names, load_environment
 from gym_servers.rollouts import Collector, RolloutRequest
@@ -39,7 +39,6 @@ from gym_servers.variables import variable
 SECRET = "benchmark"
 TASKS = 32
 """Different tasks of an environment."""
-SEED_STRIDE = 1_000_003  # between the seeds of a rollout's calls (gym_servers/models/calls.py)
 UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
 
@@ -68,15 +67,9 @@ class PerfectModel:
     """A model server on loopback, as a context: rollout k, known by its seed, is answered with scripts[k]."""
 
     def __init__(self, scripts: Sequence[Sequence[str]], token: str) -> None:
-        first: dict[int, int] = {}
-
-        def script(asked: Asked) -> str:
-            rollout = asked.seed % SEED_STRIDE
-            turns = scripts[rollout]
-            turn = asked.turn - first.setdefault(rollout, asked.turn)  # a task's own examples are turns too
-            return turns[turn] if turn < len(turns) else ""
-
-        guard = build_model_server(ScriptedEngine(script), ModelSettings(secret=SECRET), ServerSettings(token=token))
+        guard = build_model_server(
+            ScriptedEngine(by_seed(scripts)), ModelSettings(secret=SECRET), ServerSettings(token=token)
+        )
         self._server = uvicorn.Server(uvicorn.Config(guard, port=0, log_level="error"))
 
     async def __aenter__(self) -> str:

@@ -96,6 +96,23 @@ def turns_of(items: Sequence[Item]) -> list[str]:
     return turns
 
 
+SEED_STRIDE = 1_000_003
+"""Between the seeds of a rollout's calls."""
+
+
+def by_seed(scripts: Sequence[Sequence[str]]) -> Script:
+    """The rollout whose first call has seed k (below SEED_STRIDE) samples the turns scripts[k], then nothing."""
+    before: dict[int, int] = {}
+
+    def script(asked: Asked) -> str:
+        rollout = asked.seed % SEED_STRIDE
+        turns = scripts[rollout]
+        turn = asked.turn - before.setdefault(rollout, asked.turn)  # a task's own examples are turns too
+        return turns[turn] if turn < len(turns) else ""
+
+    return script
+
+
 class ScriptedEngine:
     """An Engine. script: a function, or a list of texts of which turn k of a conversation gets the k-th, later ones the last.
 

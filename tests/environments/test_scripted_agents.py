@@ -11,7 +11,7 @@ import pytest
 from gym_servers.environment import Environment
 from gym_servers.hosts.inprocess import InProcessHost
 from gym_servers.models.app import ModelSettings, build_model_server
-from gym_servers.models.scripted import Asked, ScriptedEngine, turns_of
+from gym_servers.models.scripted import ScriptedEngine, by_seed, turns_of
 from gym_servers.protocol import Rollout
 from gym_servers.registry import environment_names, load_environment
 from gym_servers.replay import replay
@@ -19,23 +19,14 @@ from gym_servers.resources import build_resources
 from gym_servers.rollouts import Collector, RolloutRequest
 
 TASKS = 12
-SEED_STRIDE = 1_000_003  # gym_servers/models/calls.py
 
 
 def collect(environment: Environment, rows: list[dict[str, Any]], scripts: list[list[str]]) -> list[Rollout]:
     """One rollout a row; attempt k samples the turns of scripts[k], then nothing."""
 
-    def script(asked: Asked) -> str:
-        attempt = asked.seed % SEED_STRIDE  # a later turn of an attempt has a seed of its own
-        turns = scripts[attempt]
-        done = asked.turn - before.setdefault(attempt, asked.turn)  # a task's own examples are turns too
-        return turns[done] if done < len(turns) else ""
-
-    before: dict[int, int] = {}
-
     async def run() -> list[Rollout]:
         async with InProcessHost() as host:
-            engine = ScriptedEngine(script)
+            engine = ScriptedEngine(by_seed(scripts))
             model = await host.start("model", build_model_server(engine, ModelSettings(secret="s")))
             served = await host.start("environment", build_resources([environment], workers=1))
             collector = Collector(
