@@ -23,7 +23,7 @@ import httpx
 import psutil
 import pytest
 from compose_load import Load, cases
-from compose_stack import ROOT, Stack, base_image, built_image, compose_command, engine, run
+from compose_stack import Stack, base_image, built_image, compose_command, engine, run
 from typer.testing import CliRunner
 
 from gym_servers import cli
@@ -122,14 +122,9 @@ def test_conformance_through_the_gateway(
     file = f"verify/{environment}.jsonl"
     lines = [json.loads(line) for line in (conformance / file).read_text().splitlines()]
     lines = [line for line in lines if not set(line.get("server_config") or {}) - NO_DIFFERENCE]
-    replies = verdicts(client, environment, lines)
-    pairs = zip(lines, replies, strict=True)
+    pairs = zip(lines, verdicts(client, environment, lines), strict=True)
     agree = {line["id"]: reply.json().get("reward") == line["expected"]["reward"] for line, reply in pairs}
-    names = {name for name, _ in agree.items()}
-    assert names
-    document = ROOT / f"environments/{environment}/README.md"
-    listed = {name for name in names if f"| {name} |" in document.read_text()}
-    assert {name for name, same in agree.items() if not same} == {name for name in listed if not agree[name]}
+    conform(f"{file} (gateway)", agree, f"environments/{environment}/README.md")
 
 
 # -- what a container may do -------------------------------------------------------------------------------------
