@@ -46,7 +46,7 @@ from gym_servers.environment import (
 from gym_servers.idempotency import Once
 from gym_servers.openapi import openapi
 from gym_servers.protocol import Failure, FailureError, FailureKind, OmnigymError, RowError
-from gym_servers.registry import environment_names
+from gym_servers.registry import about, environment_names
 from gym_servers.sessions import MemorySessions, Session, SessionStore, lost, new_session, reap_for_ever, session_name
 from gym_servers.tools import ToolRefused, check_tools
 from gym_servers.verification import judge, judge_group, output_items
@@ -147,6 +147,11 @@ class Served:
         if isinstance(self.environment, ConversationEnvironment):
             routes.append(Route(f"{prefix}/user_turn", self.user_turn, methods=["POST"]))
         return [*routes, Route(f"{prefix}/{{tool}}", self.call_tool, methods=["POST"])]
+
+    def listed(self) -> dict[str, Any]:
+        """What `GET /environments` says of it."""
+        description = about(type(self.environment)).get("description", "")
+        return {"name": self.name, "description": description, **self.about, "tools": list(self.tools)}
 
     # -- verdicts ------------------------------------------------------------------------------------------------
 
@@ -372,7 +377,7 @@ def build_resources(
             await redis.close()
 
     async def listing(request: Request) -> Response:
-        return answer([{"name": one.name, **one.about, "tools": list(one.tools)} for one in served])
+        return answer([{**one.listed(), "url": f"{request.base_url}{one.name}"} for one in served])
 
     served = [Served(one, pool, store, once(one.name), secret) for one in environments]
     document = orjson.dumps(openapi(environments))
