@@ -16,6 +16,8 @@ from __future__ import annotations
 import contextlib
 import secrets
 import threading
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import docker
@@ -33,6 +35,7 @@ PIDS = 512
 TMP = {"/tmp": "rw,noexec,nosuid,nodev,size=256m,mode=1777"}
 NO_WAY_OUT = {"com.docker.network.bridge.enable_ip_masquerade": "false"}
 JOIN_SECONDS = 10.0
+SWEEP_SECONDS = 60.0
 
 
 class ContainerServer(Server):
@@ -46,13 +49,21 @@ class ContainerServer(Server):
         self._input: Any = None
         self._followers: list[threading.Thread] = []
         self._death = ""
-        try:
+        with self._engine():
             self.client = docker.from_env()
             self._sweep()
+        try:
             self.start()
+        except OmnigymError:
+            self.stop()
+            raise
+
+    @contextlib.contextmanager
+    def _engine(self) -> Iterator[None]:
+        """What the engine says no to is an OmnigymError."""
+        try:
+            yield
         except (DockerException, RequestException) as error:
-            with contextlib.suppress(DockerException, RequestException):
-                self.stop()
             raise OmnigymError(f"host 'docker': {self._explained(error)}") from None
 
     def _explained(self, error: Exception) -> str:
@@ -68,13 +79,19 @@ class ContainerServer(Server):
     def _sweep(self) -> None:
         """Remove what an earlier process of this run left, and networks that nobody uses any more."""
         mine = {"label": f"{LABEL}={self.run}"}
-        for container in self.client.containers.list(all=True, filters=mine):
-            with contextlib.suppress(NotFound):
-                container.remove(force=True)
-        for network in self.client.networks.list(filters=mine):
+        deadline = time.monotonic() + SWEEP_SECONDS
+        while (left := self.client.containers.list(all=True, filters=mine)) and time.monotonic() < deadline:
+            for container in left:
+                with contextlib.suppress(APIError):  # its removal may be under way
+                    container.remove(force=True)
+            time.sleep(0.1)
+        self._remove_network()
+        self.client.networks.prune(filters={"label": LABEL, "until": "1h"})
+
+    def _remove_network(self) -> None:
+        for network in self.client.networks.list(filters={"label": f"{LABEL}={self.run}"}):
             with contextlib.suppress(NotFound):
                 network.remove()
-        self.client.networks.prune(filters={"label": LABEL, "until": "1h"})
 
     @property
     def name_of_both(self) -> str:
@@ -90,6 +107,10 @@ class ContainerServer(Server):
         return self.name_of_both
 
     def start(self) -> None:
+        with self._engine():
+            self._start()
+
+    def _start(self) -> None:
         self._remove()
         port = int(self.url.rpartition(":")[2]) if self.url else None
         memory = f"{self.wanted.memory_mb}m"
@@ -153,11 +174,10 @@ class ContainerServer(Server):
         if self.container is None:
             return ""
         try:
-            self.container.reload()
-        except NotFound:
-            return ""
-        except (DockerException, RequestException) as error:
-            raise OmnigymError(f"host 'docker': {self._explained(error)}") from None
+            with self._engine():
+                self.container.reload()
+        except OmnigymError:
+            return ""  # it is being removed; where the engine is gone, its wait has ended too
         published = (self.container.ports or {}).get(f"{INSIDE}/tcp")
         return f"http://127.0.0.1:{published[0]['HostPort']}" if published else ""
 
@@ -174,7 +194,8 @@ class ContainerServer(Server):
         if container is not None:
             with contextlib.suppress(NotFound, APIError):  # the engine may be removing it by itself
                 container.remove(force=True)
-            self._input.close()
+            if self._input is not None:
+                self._input.close()
             for thread in self._followers:
                 thread.join(JOIN_SECONDS)
 
@@ -183,9 +204,7 @@ class ContainerServer(Server):
             if self.container is not None and not self._death:
                 self.container.stop(timeout=int(seconds))
         self._remove()
-        for network in self.client.networks.list(filters={"label": f"{LABEL}={self.run}"}):
-            with contextlib.suppress(NotFound):
-                network.remove()
+        self._remove_network()
         self.client.close()
         if self._folder is not None:
             self._folder.cleanup()

@@ -48,7 +48,7 @@ class Environments:
     """
 
     names: Sequence[str]
-    token: str
+    token: str = field(repr=False)
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     folders: Sequence[Path] = ()
     log: Path | None = None
