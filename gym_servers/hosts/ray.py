@@ -20,7 +20,7 @@ import ray
 
 from gym_servers.base import LOOPBACK, ServerSettings, bind
 from gym_servers.draining import DrainingServer
-from gym_servers.hosts.servers import Environments, Server
+from gym_servers.hosts.servers import Environments, Server, ServerDied
 from gym_servers.protocol import OmnigymError
 from gym_servers.registry import PATH_VARIABLE, load_environment
 from gym_servers.resources import build_resources
@@ -119,6 +119,13 @@ class RayServer(Server):
 
     def log_tail(self) -> str:
         return f"{super().log_tail()} (an actor's log is with Ray where the run's folder is not on its node)"
+
+    def late(self, seconds: float) -> ServerDied:
+        if self._serving.done():
+            return super().late(seconds)
+        return ServerDied(
+            f"{self.name}: its Ray actor, which wants 1 CPU, did not start within {seconds:g} s: is one free?"
+        )
 
     def _kill(self) -> None:
         if self.actor is not None:
