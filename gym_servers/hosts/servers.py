@@ -12,6 +12,7 @@ is chosen: local, ray, docker, url.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import importlib
 import math
@@ -169,8 +170,9 @@ class Servers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for server in reversed(self.servers):
-            server.stop()
+        with contextlib.ExitStack() as all_of_them:  # one that cannot be stopped keeps no other alive
+            for server in self.servers:
+                all_of_them.callback(server.stop)
 
     def check(self) -> None:
         """Raises ServerDied for the first that is gone for good: one that may be started again is `watch`'s."""
