@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from gym_servers.commands import agent as agent_command
 from gym_servers.commands import eval as eval_command
+from gym_servers.commands import gateway as gateway_command
 from gym_servers.commands import rollout as rollout_command
 from gym_servers.protocol import OmnigymError
 
@@ -29,6 +30,7 @@ def build() -> typer.Typer:
     )
     agent_command.register(app)
     eval_command.register(app)
+    gateway_command.register(app)
     rollout_command.register(app)
     for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
         try:

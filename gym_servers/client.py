@@ -22,7 +22,7 @@ import aiohttp
 import orjson
 
 from gym_servers import deadline
-from gym_servers.protocol import Failure, FailureError, FailureKind, RowError
+from gym_servers.protocol import Failure, FailureError, FailureKind, OmnigymError, RowError
 
 RETRY_AFTER_MOST = 60.0
 OPEN_FILES = 65_536
@@ -185,6 +185,31 @@ class Client:
                 with contextlib.suppress(TimeoutError):
                     url = await asyncio.wait_for(self._settled(url), max(0.0, end - time.monotonic()))
         raise AssertionError("unreachable")
+
+    async def environments(self, url: str, *, seconds: float = 30.0) -> list[dict[str, Any]]:
+        """What `GET /environments` of the server at `url` lists: objects with `name`, `description`, `agent`, `reward`, `url`.
+
+        Raises OmnigymError that names the URL and what is wrong.
+        """
+        assert self._session is not None, "use the client as `async with`"
+        url, credentials = without_credentials(f"{url.rstrip('/')}/environments")
+        try:
+            timeout = aiohttp.ClientTimeout(total=seconds)
+            async with self._session.get(url, headers={**self._headers, **credentials}, timeout=timeout) as response:
+                body = await response.read()
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise OmnigymError(f"{url}: {type(error).__name__}: {error}") from None
+        if response.status == 401:
+            raise OmnigymError(f"{url}: 401: the token is not the server's: set OMNIGYM_TOKEN to it")
+        if response.status != 200:
+            raise OmnigymError(f"{url}: {response.status}: {body[:300].decode(errors='replace')}")
+        try:
+            listed = orjson.loads(body)
+        except orjson.JSONDecodeError as error:
+            raise OmnigymError(f"{url}: the reply is not JSON: {error}") from None
+        if not isinstance(listed, list) or not all(isinstance(one, dict) and "name" in one for one in listed):
+            raise OmnigymError(f"{url}: the reply is no list of environments with `name`")
+        return listed
 
     async def _exchange(self, url: str, data: bytes, headers: dict[str, str], seconds: float) -> Answered:
         if self._transport is not None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import orjson
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from gym_servers.client import Client
 from gym_servers.commands.env_check import check
 from gym_servers.commands.env_new import new
 from gym_servers.commands.folders import Folders
@@ -19,24 +21,39 @@ from gym_servers.environment import Split
 from gym_servers.protocol import OmnigymError
 from gym_servers.registry import about, environment_class, environment_names, load_environment
 from gym_servers.rows import whole_file
+from gym_servers.variables import variable
+
+
+async def _listed(url: str) -> list[dict[str, Any]]:
+    """What the server at `url` lists. Raises OmnigymError."""
+    async with Client(token=variable("OMNIGYM_TOKEN")) as client:
+        return await client.environments(url)
+
+
+def _installed() -> list[dict[str, Any]]:
+    classes = {name: environment_class(name) for name in environment_names()}
+    return [
+        {"name": name, "description": about(cls).get("description", ""), "agent": cls.agent, "reward": cls.reward}
+        for name, cls in classes.items()
+    ]
 
 
 def list_environments(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list of objects with `name`.")] = False,
+    url: Annotated[
+        str | None,
+        typer.Option(help="Those that a gateway or `env serve` at this URL has; OMNIGYM_TOKEN is its token."),
+    ] = None,
     path: Folders = [],  # noqa: B006
 ) -> None:
-    """List the installed environments."""
-    rows = []
-    for name in environment_names():
-        cls = environment_class(name)
-        description = about(cls).get("description", "")
-        rows.append({"name": name, "description": description, "agent": cls.agent, "reward": cls.reward})
+    """List the environments that are installed, or that a server has."""
+    rows = _installed() if url is None else asyncio.run(_listed(url))
     if as_json:
         typer.echo(orjson.dumps(rows, option=orjson.OPT_INDENT_2).decode())
         return
     table = Table("environment", "agent", "reward", "what it asks for")
     for row in rows:
-        table.add_row(row["name"], row["agent"], row["reward"], row["description"])
+        table.add_row(*(str(row.get(key, "")) for key in ("name", "agent", "reward", "description")))
     Console().print(table)
 
 
