@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from curriculum.mixture import MixtureError, shares
-from gym_servers.hosts.servers import HostKind
+from gym_servers.hosts.servers import IMAGE, HostKind
 from gym_servers.protocol import OmnigymError
 from gym_servers.registry import add_folder, load_environment
 from rl_trainer.options import AlgorithmOptions, OptimizerOptions, Options, PolicyOptions
@@ -107,7 +107,7 @@ class PlacementConfig(Options):
     """Its token is OMNIGYM_ENVIRONMENTS_TOKEN, or in the file that OMNIGYM_ENVIRONMENTS_TOKEN_FILE names."""
     restarts: int = Field(default=3, ge=0)
     """How often in a run a server that dies is started again; its next death ends the run."""
-    image: str = "omnigym-environments"
+    image: str = IMAGE
     """Of the container."""
     network: str | None = None
     """Of the engine, which the container joins, so that it can reach a judge; without one it has no way out."""

@@ -34,6 +34,8 @@ HostKind = Literal["local", "ray", "docker", "url"]
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """Opens the addresses of servers: they never go through a proxy."""
 READY_SECONDS = 120.0
+IMAGE = "omnigym-environments:0.1.0"
+"""What `docker compose build` makes."""
 
 
 class ServerDied(OmnigymError):
@@ -55,7 +57,7 @@ class Environments:
     log: Path | None = None
     restarts: int = 0
     run: str = ""
-    image: str = "omnigym-environments"
+    image: str = IMAGE
     network: str | None = None
     memory_mb: int = 2048
     url: str | None = None

@@ -13,10 +13,10 @@ from conftest import need
 from loop_world import write_config
 
 from gym_servers.hosts.local import environment_server
-from gym_servers.hosts.servers import Environments
+from gym_servers.hosts.servers import IMAGE, Environments
 from rl_trainer.tiny_model import make_tiny_model
 
-IMAGE = os.environ.get("OMNIGYM_TEST_IMAGE", "omnigym-environments")
+BUILT = os.environ.get("OMNIGYM_IMAGE", IMAGE)
 TOKEN = "the-token-of-somebody-else"
 
 
@@ -28,7 +28,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def has_image() -> bool:
     """Whether the engine is there, and the image."""
     try:
-        found = subprocess.run(["docker", "image", "inspect", IMAGE], capture_output=True)
+        found = subprocess.run(["docker", "image", "inspect", BUILT], capture_output=True)
     except FileNotFoundError:
         return False
     return found.returncode == 0
@@ -39,8 +39,8 @@ def has_image() -> bool:
 @pytest.mark.parametrize("host", ["ray", "docker", "url"])
 def test_a_step_is_trained(host: str, model: Path, tmp_path: Path) -> None:
     if host == "docker":
-        need("docker", has_image(), f"no Docker engine, or no image {IMAGE}")
-    placement: dict[str, str] = {"environments": host, **({"image": IMAGE} if host == "docker" else {})}
+        need("docker", has_image(), f"no Docker engine, or no image {BUILT}")
+    placement: dict[str, str] = {"environments": host, **({"image": BUILT} if host == "docker" else {})}
     behind = None
     if host == "url":
         behind = environment_server(Environments(["competition_math", "mcqa"], TOKEN))

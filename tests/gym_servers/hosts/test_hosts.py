@@ -26,7 +26,7 @@ from gym_servers.commands.env_new import write
 from gym_servers.hosts.inprocess import InProcessHost
 from gym_servers.hosts.local import LocalServer
 from gym_servers.hosts.local import environment_server as local_server
-from gym_servers.hosts.servers import Environments, Server, ServerDied, Servers, environment_server
+from gym_servers.hosts.servers import IMAGE, Environments, Server, ServerDied, Servers, environment_server
 from gym_servers.protocol import FailureError, OmnigymError, Rollout, RowError
 from gym_servers.registry import PATH_VARIABLE, add_folder, load_environment
 from gym_servers.resources import build_resources
@@ -36,7 +36,7 @@ from rl_trainer.sampler import LoadedTask, PlannedTask
 from rl_trainer.services import HttpGeneration
 
 ROOT = Path(__file__).resolve().parents[3]
-IMAGE = os.environ.get("OMNIGYM_TEST_IMAGE", "omnigym-environments")
+BUILT = os.environ.get("OMNIGYM_IMAGE", IMAGE)
 TOKEN = "a-token-of-the-test"
 SECONDS = 600.0
 RUN = f"hosts-test-{os.getpid()}"
@@ -51,9 +51,9 @@ def engine() -> Any:
         need("docker", False, "the package docker is not installed: pip install 'omnigym[docker]'")
     try:
         client = docker.from_env()
-        client.images.get(IMAGE)
+        client.images.get(BUILT)
     except docker.errors.ImageNotFound:
-        need("docker", False, f"there is no image {IMAGE}: docker build -f compose/Dockerfile -t {IMAGE} .")
+        need("docker", False, f"there is no image {BUILT}: docker build -f compose/Dockerfile -t {BUILT} .")
     except docker.errors.DockerException as error:
         need("docker", False, f"no Docker engine: {error}")
     return client
@@ -83,7 +83,7 @@ def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 
 
 def wanted(names: list[str], **values: Any) -> Environments:
-    return Environments(names, TOKEN, run=RUN, image=IMAGE, **values)
+    return Environments(names, TOKEN, run=RUN, image=BUILT, **values)
 
 
 @contextlib.contextmanager
@@ -351,7 +351,7 @@ def test_a_container_is_hardened_knows_no_secret_and_goes_with_its_driver(tmp_pa
     script = tmp_path / "driver.py"
     script.write_text(
         "import time\nfrom gym_servers.hosts.servers import Environments, environment_server\n"
-        f"wanted = Environments(['mcqa'], {TOKEN!r}, run={run!r}, image={IMAGE!r})\n"
+        f"wanted = Environments(['mcqa'], {TOKEN!r}, run={run!r}, image={BUILT!r})\n"
         "server = environment_server('docker', wanted)\nserver.wait_ready(600)\n"
         "print(server.container.id, flush=True)\ntime.sleep(600)\n"
     )
@@ -385,7 +385,7 @@ def test_a_container_is_hardened_knows_no_secret_and_goes_with_its_driver(tmp_pa
         time.sleep(0.2)
     assert client.containers.list(all=True, filters=mine) == []
     assert len(client.networks.list(filters=mine)) == 1
-    with hosted("docker", Environments(["mcqa"], TOKEN, run=run, image=IMAGE)):
+    with hosted("docker", Environments(["mcqa"], TOKEN, run=run, image=BUILT)):
         assert len(client.networks.list(filters=mine)) == 1
     assert client.networks.list(filters=mine) == []
 
