@@ -138,36 +138,37 @@ class ContainerServer(Server):
         self._death = ""
         self._input = self.client.api.attach_socket(self.container.id, params={"stdin": 1, "stream": 1})
         self._input._sock.sendall(f"{self.wanted.token}\n".encode())
-        following = self.container.id, threading.Event()
-        waiter = threading.Thread(target=self._wait, args=following, daemon=True)
-        waiter.start()
-        following[1].wait(JOIN_SECONDS)
+        # All are there before it starts, since the engine removes at once one that dies at once.
+        asked = threading.Event()
+        output = docker.from_env(timeout=None).api.attach(self.container.id, stdout=True, stderr=True, stream=True)
+        self._followers = [
+            threading.Thread(target=self._wait, args=(self.container.id, asked), daemon=True),
+            threading.Thread(target=self._keep, args=(output,), daemon=True),
+        ]
+        for thread in self._followers:
+            thread.start()
+        asked.wait(JOIN_SECONDS)
         self.container.start()
-        reader = threading.Thread(target=self._read_log, args=(self.container.id,), daemon=True)
-        reader.start()
-        self._followers = [waiter, reader]
 
-    def _wait(self, identity: str, begun: threading.Event) -> None:
+    def _wait(self, identity: str, asked: threading.Event) -> None:
         """Until the container ends; how it did."""
-        how = "is gone"
         try:
             client = docker.from_env()
-            begun.set()
-            # "removed", asked for before it starts: an answer has the status also where the engine has removed it by then.
+            asked.set()
             code = client.api.wait(identity, timeout=None, condition="removed")["StatusCode"]
             how = f"ended with status {code}"
             if code == 137:
                 how += f" (killed; perhaps at its memory limit, placement.memory_mb {self.wanted.memory_mb})"
         except (DockerException, RequestException, KeyError) as error:
             how = f"is gone, as far as the engine can be asked: {error}"
-        finally:
-            begun.set()
-            if self.container is not None and self.container.id == identity:
-                self._death = how
+        asked.set()
+        if self.container is not None and self.container.id == identity:
+            self._death = how
 
-    def _read_log(self, identity: str) -> None:
-        with contextlib.suppress(DockerException, RequestException), self.log.open("ab", buffering=0) as log:
-            for chunk in docker.from_env().containers.get(identity).logs(stream=True, follow=True):
+    def _keep(self, output: Iterator[bytes]) -> None:
+        """What the server writes, until it ends."""
+        with contextlib.suppress(DockerException, RequestException, OSError), self.log.open("ab", buffering=0) as log:
+            for chunk in output:
                 log.write(chunk)
 
     def address(self) -> str:

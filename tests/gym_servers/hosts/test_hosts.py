@@ -391,6 +391,18 @@ def test_a_container_is_hardened_knows_no_secret_and_goes_with_its_driver(tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_container_that_cannot_serve_says_why() -> None:
+    """The engine has removed it by the time that anybody looks: its last words are kept all the same."""
+    engine()
+    server = environment_server("docker", wanted(["no_such_environment"]))
+    with pytest.raises(ServerDied, match="container ended with status 1; .*unknown environment 'no_such_environment'"):
+        server.wait_ready(SECONDS)
+    server.stop()
+    assert not traces("docker")
+
+
+@pytest.mark.slow
 def test_an_image_that_is_not_there_is_named() -> None:
     engine()
     name = f"no-such-{secrets.token_hex(4)}"
