@@ -19,9 +19,11 @@ def end_with_parent(by: signal.Signals = signal.SIGTERM) -> None:
 
 
 def end_with_input() -> str:
-    """The first line of standard input; this process gets SIGTERM when its input ends. For where the parent is on the other side of
-    a container: its death closes what it holds, and so the input."""
+    """The first line of standard input; where there is one, this process gets SIGTERM when its input ends. For where the parent is on
+    the other side of a container: its death closes what it holds, and so the input."""
     first = sys.stdin.readline().strip()
+    if not first:
+        return first
 
     def follow() -> None:
         with contextlib.suppress(OSError):
