@@ -16,6 +16,7 @@ from gym_servers.commands.folders import Folders
 from gym_servers.commands.verify import parse_settings
 from gym_servers.draining import DrainingServer
 from gym_servers.environment import Environment, GroupSettings, StatefulEnvironment
+from gym_servers.parent import end_with_input
 from gym_servers.processes import Processes, listen
 from gym_servers.protocol import OmnigymError
 from gym_servers.registry import environment_names, load_environment
@@ -80,6 +81,13 @@ def settings_by_environment(pairs: Sequence[str], names: Sequence[str]) -> dict[
     return found
 
 
+def _token_of_input() -> str:
+    token = end_with_input()
+    if not token:
+        raise OmnigymError("--attached: the first line of standard input must be the token, and there is none")
+    return token
+
+
 def redis_link() -> RedisLink | None:
     """The Redis of this deployment, if it has one. Raises OmnigymError."""
     if not variable("OMNIGYM_REDIS_URL"):
@@ -119,6 +127,9 @@ def serve(
         list[str], typer.Option("--set", help="NAME.key=value of an environment's settings; may be repeated.")
     ] = [],  # noqa: B006
     path: Folders = [],  # noqa: B006
+    attached: Annotated[
+        bool, typer.Option(help="Read the token as the first line of standard input, and stop when the input ends.")
+    ] = False,
     processes: Annotated[
         int, typer.Option(min=1, help="HTTP processes on the port, each with its workers; sessions then need Redis.")
     ] = 1,
@@ -130,6 +141,6 @@ def serve(
     environments = [load_environment(name, chosen.get(name)) for name in served]
     redis = redis_link()
     check_processes(environments, processes, redis is not None)
-    settings = ServerSettings(token=token_for(auth, host))
+    settings = ServerSettings(token=_token_of_input() if attached else token_for(auth, host))
     secret = variable("OMNIGYM_SECRET")
     run(build_resources(environments, settings, workers, secret=secret, redis=redis), host, port, processes)
