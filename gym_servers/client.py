@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import random
 import resource
 import time
 import uuid
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -99,7 +101,8 @@ class Client:
     """Use as `async with Client(...) as client`. concurrency bounds the open connections; 0 does not. transport: instead of sockets.
 
     retried: statuses that are tried again where the body does not say. wait: seconds before the first retry, doubled each time;
-    after a 429 a longer Retry-After is kept, up to RETRY_AFTER_MOST.
+    after a 429 a longer Retry-After is kept, up to RETRY_AFTER_MOST. settled: awaited after a connection failed; where to try the URL
+    again.
     """
 
     def __init__(
@@ -111,8 +114,9 @@ class Client:
         transport: Transport | None = None,
         retried: frozenset[int] = frozenset({503}),
         wait: float = 0.1,
+        settled: Callable[[str], Awaitable[str]] | None = None,
     ) -> None:
-        self.retries, self.retried, self.wait = retries, retried, wait
+        self.retries, self.retried, self.wait, self._settled = retries, retried, wait, settled
         self._transport = transport
         self._headers = {"Content-Type": "application/json"}
         if token is not None:
@@ -159,9 +163,10 @@ class Client:
                 raise FailureError(Failure(kind="timeout", message=f"{url}: no answer within {seconds:g} s"))
             headers[deadline.HEADER] = f"{left:.3f}"
             problem: Exception
-            after = 0.0
+            after, answered = 0.0, False
             try:
                 status, reply, set_cookies, retry_after = await self._exchange(url, data, headers, left)
+                answered = True
                 if status == 200:
                     return Reply(reply, set_cookies)
                 problem = _problem(url, status, reply, kind, self.retried)
@@ -176,6 +181,9 @@ class Client:
                 raise problem
             wait = self.wait * 2**attempt * (0.5 + random.random())
             await asyncio.sleep(max(0.0, min(end - time.monotonic(), max(wait, after))))
+            if self._settled is not None and not answered:
+                with contextlib.suppress(TimeoutError):
+                    url = await asyncio.wait_for(self._settled(url), max(0.0, end - time.monotonic()))
         raise AssertionError("unreachable")
 
     async def environments(self, url: str, *, seconds: float = 30.0) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ import contextlib
 import gc
 import random
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,7 +73,8 @@ class _Group:
 
 @dataclass
 class Collector:
-    """Where and how to collect. secret: signs rollout ids; None: the model server at model_url keeps no ledger.
+    """Where and how to collect. secret: signs rollout ids; None: the model server at model_url keeps no ledger. settled: of the
+    Client, where servers may be started again.
 
     A rollout's `usage` is the engine's own count over all its attempts, and `dropped_tokens`: those of them that are in no
     segment of the last one. Without a ledger it is what the responses say, and dropped is what abandoned attempts sampled.
@@ -90,6 +91,7 @@ class Collector:
     limits: LoopLimits = field(default_factory=LoopLimits)
     token: str | None = None
     transport: Transport | None = None
+    settled: Callable[[str], Awaitable[str]] | None = None
     waiting: dict[str, str] = field(default_factory=dict)
 
     async def collect(self, requests: Iterable[RolloutRequest]) -> AsyncIterator[Rollout]:
@@ -100,7 +102,9 @@ class Collector:
             asyncio.Queue()
         )  # asyncio.wait would look at every task each time
         last: _Group | None = None
-        client = Client(token=self.token, concurrency=2 * self.concurrency, transport=self.transport)
+        client = Client(
+            token=self.token, concurrency=2 * self.concurrency, transport=self.transport, settled=self.settled
+        )
         async with contextlib.AsyncExitStack() as stack:
             stack.enter_context(rarer_collections())
             await stack.enter_async_context(client)

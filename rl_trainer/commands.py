@@ -95,24 +95,33 @@ def execute(
         for name in dropped:
             progress.note(f"prompt over {config.prompt_limit} tokens, left out: {name}")
         if source is None:
-            services.start_servers(model)
-        policy: Policy
+            services.start_model(model)
         if config.ray.enabled:
             services.start_ray()
+        if source is None:
+            services.start_environments()
+        policy: Policy
+        if config.ray.enabled:
             policy = RayPolicy(options, config.policy.workers, config.policy.step_seconds)
         else:
             policy = local_policy(options)
         log = MetricsLog(store, config.wandb)
+        counters = {"prompts_dropped": float(len(dropped)), "server_restarts": 0.0}
+
+        def restarted(text: str) -> None:
+            counters["server_restarts"] += 1
+            progress.note(text)
+
         run = Run(
             config,
             store,
             make_sampler(config, tasks),
             policy,
-            services.generation() if source is None else None,
+            services.generation(restarted) if source is None else None,
             log,
             progress,
             heldout,
-            counters={"prompts_dropped": float(len(dropped))},
+            counters=counters,
         )
         try:
             result = None

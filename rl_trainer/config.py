@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from curriculum.mixture import MixtureError, shares
+from gym_servers.hosts.servers import HostKind
 from gym_servers.protocol import OmnigymError
 from gym_servers.registry import add_folder, load_environment
 from rl_trainer.options import AlgorithmOptions, OptimizerOptions, Options, PolicyOptions
@@ -97,6 +98,43 @@ class RayConfig(Options):
     object_store_mb: int = Field(default=100, ge=80)
 
 
+class PlacementConfig(Options):
+    """Where the environments run that `environment_urls` does not name: processes of this machine, an actor of the Ray cluster, a
+    container of this machine, or a server at `url` that has them all, such as the gateway of compose/."""
+
+    environments: HostKind = "local"
+    url: str | None = None
+    """Its token is OMNIGYM_ENVIRONMENTS_TOKEN, or in the file that OMNIGYM_ENVIRONMENTS_TOKEN_FILE names."""
+    restarts: int = Field(default=3, ge=0)
+    """How often in a run a server that dies is started again; its next death ends the run."""
+    image: str = "omnigym-environments"
+    """Of the container."""
+    network: str | None = None
+    """Of the engine, which the container joins, so that it can reach a judge; without one it has no way out."""
+    memory_mb: int = Field(default=2048, ge=256)
+    """Limit of the container."""
+
+    @model_validator(mode="after")
+    def _one_host(self) -> PlacementConfig:
+        for key, host in (("url", "url"), ("image", "docker"), ("network", "docker"), ("memory_mb", "docker")):
+            if getattr(self, key) != type(self).model_fields[key].default and self.environments != host:
+                raise ValueError(
+                    f"placement.{key} is for placement.environments: {host}, which is {self.environments}; change one"
+                )
+        if self.environments == "url":
+            if self.url is None or not self.url.startswith(("http://", "https://")):
+                raise ValueError(
+                    f"placement.url '{self.url or ''}' must begin with http:// or https:// "
+                    "(placement.environments is url)"
+                )
+            if "@" in self.url:
+                raise ValueError(
+                    "placement.url must hold no user or password: set OMNIGYM_ENVIRONMENTS_TOKEN, or "
+                    "OMNIGYM_ENVIRONMENTS_TOKEN_FILE, to the server's token"
+                )
+        return self
+
+
 class RunConfig(Options):
     """Everything a run does."""
 
@@ -115,6 +153,7 @@ class RunConfig(Options):
     """Folders of environments that are not installed, as `--path` of other commands."""
     environment_urls: dict[str, str] = {}
     """Environments that another server serves, such as one of NeMo-Gym's: each has its tasks in tasks.NAME.file."""
+    placement: PlacementConfig = PlacementConfig()
     sampler: Literal["random"] = "random"
     sampling: SamplingConfig = SamplingConfig()
     algorithm: AlgorithmOptions = AlgorithmOptions()
@@ -167,6 +206,13 @@ class RunConfig(Options):
                 )
             if name in self.settings:
                 raise ValueError(f"settings.{name}: its server, environment_urls.{name}, has settings of its own")
+        placed = self.placement.environments
+        if placed == "url" and self.settings:
+            raise ValueError(
+                f"settings.{next(iter(self.settings))}: the server at placement.url has settings of its own; leave it out"
+            )
+        if placed == "ray" and not self.ray.enabled:
+            raise ValueError("placement.environments: ray needs ray.enabled: true")
         for name, values in self.settings.items():
             try:
                 load_environment(name, values)
@@ -195,7 +241,7 @@ class RunConfig(Options):
 
     @property
     def local_environments(self) -> list[str]:
-        """Those of `environments` that the run serves itself."""
+        """Those of `environments` that are where `placement` says: our own, whose tasks can be generated."""
         return [name for name in self.environments if name not in self.environment_urls]
 
     @property

@@ -1,15 +1,16 @@
-"""What a run starts, and ends: a local Ray, the environment servers, the vLLM model server.
+"""What a run starts, and ends: a local Ray, the environment server on the host that `placement` names, the vLLM model server.
 
-Servers are processes of their own that die with this one (PR_SET_PDEATHSIG) and are ended with their whole process group. While
-rollouts are collected a watcher looks at every process twice a second: one that died is named with the end of its log, and
-the run stops. All traffic is HTTP on loopback with one bearer token of this run.
-
-Under Ray only the policy workers are actors; servers belong to the driver, on the driver's machine.
+The model server is a process that dies with this one (PR_SET_PDEATHSIG), on the driver's machine; what each host of environments
+does is in gym_servers/hosts/. While rollouts are collected a watcher looks at every server twice a second. An environment server
+that died is started again, placement.restarts times in a run; the model server never is, since its weights would be gone. The
+next death is named with the end of its log, and the run stops. All traffic is HTTP with one bearer token of this run, but for
+environments at a URL, which have their own.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import secrets
@@ -22,9 +23,11 @@ from types import TracebackType
 from typing import Any
 
 from gym_servers.agents.tool_loop import LoopLimits
-from gym_servers.hosts.local import LOOPBACK, LocalHost
-from gym_servers.protocol import Rollout
+from gym_servers.hosts.local import LocalHost, LocalServer
+from gym_servers.hosts.servers import DIRECT, Environments, Server, Servers, environment_server
+from gym_servers.protocol import OmnigymError, Rollout
 from gym_servers.rollouts import Collector, RolloutRequest
+from gym_servers.variables import variable
 from rl_trainer.config import RunConfig
 from rl_trainer.interrupt import INTERRUPTS
 from rl_trainer.loop import RolloutPlan, RunStopped
@@ -44,7 +47,7 @@ class HttpGeneration:
         model_url: str,
         token: str | None,
         secret: str,
-        host: LocalHost,
+        host: Servers,
     ) -> None:
         self.config, self.run, self.model_url, self.token = config, run, model_url, token
         self.environments, self.secret, self.host = environments, secret, host
@@ -56,8 +59,9 @@ class HttpGeneration:
     async def _collect(self, plans: Sequence[RolloutPlan], on_done: Callable[[Rollout], None]) -> None:
         sampling = self.config.sampling
         collector = Collector(
-            environments=self.environments,
+            environments={name: self.host.current(url) for name, url in self.environments.items()},
             model_url=self.model_url,
+            settled=self.host.settled,
             run=f"{self.run}/{secrets.token_hex(4)}",
             secret=self.secret,
             sampling={
@@ -117,7 +121,7 @@ class HttpGeneration:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(url, data, headers)
         try:
-            with LOOPBACK.open(request, timeout=self.config.no_progress_seconds) as reply:
+            with DIRECT.open(request, timeout=self.config.no_progress_seconds) as reply:
                 answer: dict[str, Any] = json.loads(reply.read())
                 return answer
         except urllib.error.HTTPError as error:
@@ -132,12 +136,14 @@ class HttpGeneration:
 
 
 class Services:
-    """The processes of a run, as a context: all are ended when it is left, in whichever way."""
+    """The servers of a run, as a context: all are ended when it is left, in whichever way."""
 
     def __init__(self, config: RunConfig, run_folder: Path) -> None:
         self.config, self.folder = config, run_folder
         self.token, self.secret = secrets.token_urlsafe(24), secrets.token_urlsafe(24)
         self.host = LocalHost(run_folder / "logs")
+        self.model: LocalServer | None = None
+        self.environments: Server | None = None
         self._ray = False
 
     def __enter__(self) -> Services:
@@ -153,12 +159,9 @@ class Services:
             with INTERRUPTS.held():
                 ray.shutdown()
 
-    def start_servers(self, model: Path) -> None:
-        """Start the environment servers and the model server side by side; `generation` waits for them."""
+    def start_model(self, model: Path) -> None:
+        """Start the model server; `generation` waits for it."""
         config = self.config
-        chosen = {name: values for name, values in config.settings.items() if name in config.environments}
-        if config.local_environments:
-            self.host.start_environments(config.local_environments, self.token, chosen, config.environment_paths)
         settings = {
             "model": str(model),
             "dtype": config.engine.dtype,
@@ -170,21 +173,51 @@ class Services:
             "token": self.token,
             "secret": self.secret,
         }
-        self.host.start_model(settings, config.engine.threads)
+        self.model = self.host.start_model(settings, config.engine.threads)
 
-    def generation(self) -> HttpGeneration:
-        """Rollouts from the servers, once they are ready."""
-        *local, model = (server.wait_ready(self.config.engine.start_seconds) for server in self.host.servers)
-        urls = {name: url.rstrip("/") for name, url in self.config.environment_urls.items()}
-        return HttpGeneration(
-            self.config,
-            self.folder.name,
-            {**urls, **{name: f"{local[0]}/{name}" for name in self.config.local_environments}},
-            model,
-            self.token,
-            self.secret,
-            self.host,
+    def start_environments(self) -> None:
+        """Start the environment server where `placement` says (under Ray: once it is up); `generation` waits for it.
+
+        Raises OmnigymError.
+        """
+        config, placement = self.config, self.config.placement
+        if not config.local_environments:
+            return
+        token = self.token
+        if placement.environments == "url":
+            token = variable("OMNIGYM_ENVIRONMENTS_TOKEN") or ""
+            if not token:
+                raise OmnigymError(
+                    f"placement.url {placement.url}: set OMNIGYM_ENVIRONMENTS_TOKEN, or OMNIGYM_ENVIRONMENTS_TOKEN_FILE, to "
+                    "the server's token"
+                )
+        wanted = Environments(
+            config.local_environments,
+            token,
+            {name: values for name, values in config.settings.items() if name in config.environments},
+            config.environment_paths,
+            self.host.log_of("the environment server"),
+            placement.restarts,
+            f"{self.folder.name}-{hashlib.sha256(bytes(self.folder.resolve())).hexdigest()[:8]}",
+            placement.image,
+            placement.network,
+            placement.memory_mb,
+            placement.url,
         )
+        self.environments = environment_server(placement.environments, wanted)
+        self.host.servers.append(self.environments)
+
+    def generation(self, on_restart: Callable[[str], None] = lambda text: None) -> HttpGeneration:
+        """Rollouts from the servers, once they are ready. on_restart: told why a server is started again."""
+        assert self.model is not None
+        seconds = self.config.engine.start_seconds
+        self.host.on_restart, self.host.ready_seconds = on_restart, seconds
+        urls = {name: url.rstrip("/") for name, url in self.config.environment_urls.items()}
+        if self.environments is not None:
+            self.environments.wait_ready(seconds)
+            urls |= {name: self.environments.environment_url(name) for name in self.config.local_environments}
+        model = self.model.wait_ready(seconds)
+        return HttpGeneration(self.config, self.folder.name, urls, model, self.token, self.secret, self.host)
 
     def start_ray(self) -> None:
         """Join the cluster of RAY_ADDRESS (set under `ray job submit`) or ray.address, else start a local Ray."""
@@ -201,8 +234,9 @@ class Services:
             if address:
                 ray.init(address=address, log_to_driver=False, configure_logging=False)
             else:
+                actors = self.config.policy.workers + (self.config.placement.environments == "ray")
                 ray.init(
-                    num_cpus=max(self.config.ray.num_cpus, self.config.policy.workers),
+                    num_cpus=max(self.config.ray.num_cpus, actors),
                     include_dashboard=False,
                     object_store_memory=self.config.ray.object_store_mb * 1_000_000,
                     log_to_driver=False,

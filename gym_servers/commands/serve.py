@@ -13,6 +13,7 @@ from gym_servers.base import LOOPBACK, Guard, ServerSettings, bind
 from gym_servers.commands.folders import Folders
 from gym_servers.commands.verify import parse_settings
 from gym_servers.draining import DrainingServer
+from gym_servers.parent import end_with_input
 from gym_servers.protocol import OmnigymError
 from gym_servers.registry import environment_names, load_environment
 from gym_servers.resources import build_resources
@@ -57,6 +58,13 @@ def settings_by_environment(pairs: Sequence[str], names: Sequence[str]) -> dict[
     return found
 
 
+def _token_of_input() -> str:
+    token = end_with_input()
+    if not token:
+        raise OmnigymError("--attached: the first line of standard input must be the token, and there is none")
+    return token
+
+
 def serve(
     names: Annotated[
         list[str] | None, typer.Argument(help="Environments; all that are installed where absent.")
@@ -69,11 +77,14 @@ def serve(
         list[str], typer.Option("--set", help="NAME.key=value of an environment's settings; may be repeated.")
     ] = [],  # noqa: B006
     path: Folders = [],  # noqa: B006
+    attached: Annotated[
+        bool, typer.Option(help="Read the token as the first line of standard input, and stop when the input ends.")
+    ] = False,
 ) -> None:
     """Serve environments over HTTP, each under /<environment>/, until interrupted. OMNIGYM_SECRET signs session ids."""
     served = names or environment_names()
     chosen = settings_by_environment(overrides, served)
     environments = [load_environment(name, chosen.get(name)) for name in served]
-    settings = ServerSettings(token=token_for(auth, host))
+    settings = ServerSettings(token=_token_of_input() if attached else token_for(auth, host))
     secret = variable("OMNIGYM_SECRET")
     run(build_resources(environments, settings, workers, secret=secret), host, port)

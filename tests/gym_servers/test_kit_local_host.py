@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from gym_servers.hosts.local import LocalHost, ServerDied
+from gym_servers.hosts.local import LocalHost
+from gym_servers.hosts.servers import ServerDied
 
 SERVER = """
 import http.server, subprocess, sys

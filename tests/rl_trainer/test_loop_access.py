@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from gym_servers.cli import build
 from gym_servers.hosts.local import LocalHost
 from gym_servers.protocol import Rollout, Segment
 from gym_servers.rollouts import Collector, RolloutRequest
-from rl_trainer import commands
+from rl_trainer import commands, services
 from rl_trainer.config import PolicyConfig, RunConfig, TasksConfig
 from rl_trainer.options import Options, PolicyOptions
 from rl_trainer.services import HttpGeneration
@@ -51,6 +52,9 @@ class Reply:
 
     def wait_ready(self, seconds: float) -> str:
         return self.url
+
+    def environment_url(self, name: str) -> str:
+        return f"{self.url}/{name}"
 
 
 def leaves(model: type[BaseModel]) -> Iterator[tuple[str, str]]:
@@ -120,7 +124,14 @@ def without_servers(monkeypatch: pytest.MonkeyPatch) -> None:
         return self.servers[-1]
 
     monkeypatch.setattr(LocalHost, "start", start)
+    monkeypatch.setattr(services, "environment_server", lambda *_: Reply())
     monkeypatch.setattr(LocalHost, "check", lambda self: None)
+
+    async def watch(self: LocalHost) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(LocalHost, "watch", watch)
+    monkeypatch.setattr(LocalHost, "current", lambda self, url: url)
     monkeypatch.setattr(LocalHost, "__exit__", lambda self, *exc: None)
     monkeypatch.setattr("ray.init", lambda **options: None)
     monkeypatch.setattr("ray.shutdown", lambda: None)

@@ -9,9 +9,10 @@ import pytest
 import yaml
 
 from gym_servers.hosts.local import LocalHost
+from gym_servers.hosts.servers import Environments
 from gym_servers.protocol import OmnigymError
 from gym_servers.registry import load_environment
-from rl_trainer import sampler
+from rl_trainer import sampler, services
 from rl_trainer.config import ConfigError, load_config
 from rl_trainer.services import Services
 
@@ -89,10 +90,12 @@ def test_rows_are_checked_and_servers_started_with_the_settings(
     sampler.load_rows(config, "competition_math")
     sampler.load_heldout(config, "competition_math")
     assert seen == [("competition_math", {"require_box": True})] * 2
-    started: list[Any] = []
-    monkeypatch.setattr(LocalHost, "start", lambda self, name, command, variables=None: started.append(command))
-    Services(config, tmp_path).start_servers(Path("model"))
-    assert [part for part in started[0] if part.startswith("--set")] == ["--set=competition_math.require_box=true"]
+    started: list[Environments] = []
+    monkeypatch.setattr(services, "environment_server", lambda host, wanted: started.append(wanted))
+    Services(config, tmp_path).start_environments()
+    (wanted,) = started
+    assert (wanted.names, wanted.settings) == (["competition_math"], {"competition_math": {"require_box": True}})
+    assert wanted.arguments() == ["competition_math", "--set=competition_math.require_box=true"]
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
@@ -130,16 +133,19 @@ def test_an_environment_of_another_server_has_its_tasks_in_a_file_and_is_not_sta
         load_config(tmp_path / "run.yaml", ["settings.theirs.x=1"])
 
     started: list[list[str]] = []
-    monkeypatch.setattr(LocalHost, "start_environments", lambda self, names, *_: started.append(list(names)))
-    monkeypatch.setattr(LocalHost, "start_model", lambda self, *_: None)
+
+    def start(host: str, wanted: Environments) -> Ready:
+        started.append(list(wanted.names))
+        return Ready("http://127.0.0.1:1")
+
+    monkeypatch.setattr(services, "environment_server", start)
+    monkeypatch.setattr(LocalHost, "start_model", lambda self, *_: Ready("http://127.0.0.1:2"))
     for mixture, own in (({"theirs": 1, "competition_math": 1}, ["competition_math"]), ({"theirs": 1}, [])):
         one = config.model_copy(update={"mixture": mixture})
-        with Services(one, tmp_path) as services:
-            services.start_servers(tmp_path)
-            servers: list[Any] = [Ready("http://127.0.0.1:1")] * bool(own) + [Ready("http://127.0.0.1:2")]
-            monkeypatch.setattr(services.host, "servers", servers)
-            generation = services.generation()
-            monkeypatch.setattr(services.host, "servers", [])
+        with Services(one, tmp_path) as run:
+            run.start_model(tmp_path)
+            run.start_environments()
+            generation = run.generation()
         assert generation.model_url == "http://127.0.0.1:2"
         expected = {
             "theirs": "https://me:secret@far.example/weather",
@@ -157,3 +163,8 @@ class Ready:
 
     def wait_ready(self, seconds: float) -> str:
         return self.url
+
+    def environment_url(self, name: str) -> str:
+        return f"{self.url}/{name}"
+
+    def stop(self) -> None: ...

@@ -17,7 +17,8 @@ import psutil
 import pytest
 import uvicorn
 
-from gym_servers.hosts.local import LocalHost, ServerDied
+from gym_servers.hosts.local import LocalHost, LocalServer
+from gym_servers.hosts.servers import ServerDied
 from gym_servers.models.app import ModelSettings, build_model_server
 from gym_servers.models.engine import EngineState, FinishReason, Generation, Sampling
 from gym_servers.protocol import OmnigymError, Rollout
@@ -241,7 +242,8 @@ def test_a_wait_without_progress_says_on_whom(environments: LocalHost) -> None:
 def test_services_end_what_they_started_when_the_start_fails(tmp_path: Path) -> None:
     config = RunConfig.model_validate({"model": "m", "steps": 1, "mixture": {"competition_math": 1}})
     with pytest.raises(OmnigymError), Services(config, tmp_path) as services:
-        services.start_servers(tmp_path / "nothing")
-        pids = [server.process.pid for server in services.host.servers]
+        services.start_model(tmp_path / "nothing")
+        services.start_environments()
+        pids = [server.process.pid for server in services.host.servers if isinstance(server, LocalServer)]
         services.generation()
     assert len(pids) == 2 and all(gone(pid) for pid in pids)

@@ -14,7 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gym_servers.hosts.local import LocalHost, LocalServer, ServerDied
+from gym_servers.hosts.local import LocalHost, LocalServer
+from gym_servers.hosts.servers import ServerDied
 from gym_servers.protocol import Rollout
 from gym_servers.registry import load_environment
 from gym_servers.rollouts import Collector, RolloutRequest
