@@ -58,6 +58,16 @@ def test_overrides_and_round_trip(tmp_path: Path) -> None:
         ("steps", "must be key=value"),
         ("steps.more=1", "has no keys inside"),
         ("name=a/b", "must be letters"),
+        ("placement.environment=ray", "unknown key 'placement.environment'; did you mean 'placement.environments'"),
+        ("placement.environments=cloud", "key 'placement.environments'.*'local', 'ray', 'docker' or 'url'"),
+        ("placement.url=http://x", "placement.url is for placement.environments: url, which is local"),
+        ("placement.image=x", "placement.image is for placement.environments: docker, which is local"),
+        ("placement.network=x", "placement.network is for placement.environments: docker"),
+        ("placement.memory_mb=512", "placement.memory_mb is for placement.environments: docker"),
+        ("placement.environments=url", "placement.url '' must begin with http"),
+        ("placement={environments: url, url: 'ftp://x'}", "placement.url 'ftp://x' must begin with http"),
+        ("placement={environments: url, url: 'http://me:k@x'}", "no user or password: set OMNIGYM_ENVIRONMENTS_TOKEN"),
+        ("placement.restarts=-1", "key 'placement.restarts'"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, override: str, message: str) -> None:
@@ -96,6 +106,35 @@ def test_rows_are_checked_and_servers_started_with_the_settings(
     (wanted,) = started
     assert (wanted.names, wanted.settings) == (["competition_math"], {"competition_math": {"require_box": True}})
     assert wanted.arguments() == ["competition_math", "--set=competition_math.require_box=true"]
+
+
+def test_placement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is absent, as in the run folders of earlier versions, environments are local; what does not go together is named."""
+    path = write(tmp_path, {**SMALL, "mixture": {"competition_math": 1}})
+    config = load_config(path)
+    assert config.placement.environments == "local"
+    tree = yaml.safe_load(config.to_yaml())
+    assert load_config(write(tmp_path, tree)) == config
+    del tree["placement"]
+    assert load_config(write(tmp_path, tree)) == config
+    with pytest.raises(ConfigError, match="placement.environments: ray needs ray.enabled: true"):
+        load_config(path, ["placement.environments=ray", "ray.enabled=false"])
+    there = "placement={environments: url, url: 'http://gateway:8000/'}"
+    with pytest.raises(ConfigError, match=r"settings.competition_math: the server at placement.url has settings"):
+        load_config(path, [there, "settings.competition_math.require_box=true"])
+
+    elsewhere = load_config(path, [there])
+    assert len(sampler.load_rows(elsewhere, "competition_math")) == 512  # its tasks are generated all the same
+    started: list[tuple[str, Environments]] = []
+    monkeypatch.setattr(services, "environment_server", lambda host, wanted: started.append((host, wanted)))
+    monkeypatch.delenv("OMNIGYM_ENVIRONMENTS_TOKEN", raising=False)
+    with pytest.raises(OmnigymError, match="placement.url http://gateway:8000/: set OMNIGYM_ENVIRONMENTS_TOKEN"):
+        Services(elsewhere, tmp_path).start_environments()
+    (tmp_path / "token").write_text("theirs\n")
+    monkeypatch.setenv("OMNIGYM_ENVIRONMENTS_TOKEN_FILE", str(tmp_path / "token"))
+    Services(elsewhere, tmp_path).start_environments()
+    ((host, wanted),) = started
+    assert (host, wanted.token, wanted.url) == ("url", "theirs", "http://gateway:8000/")
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
