@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import orjson
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from pydantic import BaseModel, ConfigDict
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -31,6 +31,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gym_servers import deadline
 from gym_servers.client import raise_open_file_limit
 from gym_servers.protocol import FailureError, OmnigymError, RowError
+from gym_servers.tally import Tally
 from gym_servers.tools import ToolRefused
 
 log = logging.getLogger("omnigym.server")
@@ -79,10 +80,16 @@ class Guard:
         self.draining = False
         self.in_flight = 0
         self.registry = CollectorRegistry()
-        self.requests = Counter("omnigym_requests", "Requests", ["status"], registry=self.registry)
-        self.seconds = Histogram("omnigym_request_seconds", "Seconds a request took", registry=self.registry)
+        self.tally = Tally()
+        self.registry.register(self.tally)
         self._too_large = f"the body is larger than {settings.max_body_bytes} bytes"
         self._expected = f"Bearer {settings.token}".encode() if settings.token is not None else None
+
+    def share(self, tally: Tally) -> None:
+        """Count in `tally`, which this server's other processes share."""
+        self.registry.unregister(self.tally)
+        self.tally = tally
+        self.registry.register(tally)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -98,7 +105,7 @@ class Guard:
         except OmnigymError as error:
             refusal = refusal or problem(400, "invalid_request", str(error), request_id)
         if refusal is not None:
-            self.requests.labels(str(refusal.status_code)).inc()
+            self.tally.refused(refusal.status_code)
             await refusal(scope, receive, send)
             return
         status = 500
@@ -145,8 +152,7 @@ class Guard:
         finally:
             deadline.leave(token)
             self.in_flight -= 1
-            self.requests.labels(str(status)).inc()
-            self.seconds.observe(time.perf_counter() - began)
+            self.tally.answered(status, time.perf_counter() - began)
 
     def _refusal(self, path: str, headers: dict[bytes, bytes], request_id: str) -> Response | None:
         if path in OPEN_PATHS:
@@ -174,11 +180,14 @@ def _bearer(headers: dict[bytes, bytes]) -> bytes:
         return given
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises OmnigymError that names the port."""
+def bind(host: str, port: int, shared: bool = False) -> socket.socket:
+    """A listening socket. shared: with others that are bound so (SO_REUSEPORT); the kernel spreads connections over them.
+    Raises OmnigymError that names the port."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if shared:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         sock.bind((host, port))
         sock.listen(BACKLOG)  # before the address is told: who reads it may connect at once

@@ -56,6 +56,12 @@ def _down(message: str) -> FailureError:
     return FailureError(Failure(kind="environment_down", message=message))
 
 
+async def resolve(host: str, port: int) -> list[str]:
+    """The addresses that `host` stands for now. Raises OSError."""
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(one[4][0]) for one in found))
+
+
 class Upstream:
     """A service: the addresses behind its name, and what it serves. Raises OmnigymError for a URL that is not http://host:port."""
 
@@ -80,9 +86,7 @@ class Upstream:
         """The addresses, the one to use first in front. Raises OSError where the name stands for none."""
         now = time.monotonic()
         if now - self._resolved > RESOLVE_SECONDS:
-            loop = asyncio.get_running_loop()
-            found = await loop.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
-            self._addresses = list(dict.fromkeys(str(one[4][0]) for one in found))
+            self._addresses = await resolve(self.host, self.port)
             self._resolved = now
             self._avoided = {one: until for one, until in self._avoided.items() if until > now}
         return sorted(self._addresses, key=lambda one: (self._avoided.get(one, 0.0) > now, self.in_flight[one]))

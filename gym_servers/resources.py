@@ -16,12 +16,13 @@ and answers `{message, done}`. `GET /openapi.json` describes all of it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import pickle
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from pydantic import BaseModel, ValidationError
@@ -50,6 +51,9 @@ from gym_servers.sessions import MemorySessions, Session, SessionStore, lost, ne
 from gym_servers.tools import ToolRefused, check_tools
 from gym_servers.verification import judge, judge_group, output_items
 from gym_servers.workers import WorkerPool
+
+if TYPE_CHECKING:
+    from gym_servers.redis_link import RedisLink
 
 log = logging.getLogger("omnigym.resources")
 MAX_STORED_VERDICTS = 100_000
@@ -104,14 +108,20 @@ def tool_output(result: Any) -> tuple[str, bytes]:
 class Served:
     """One environment behind its routes."""
 
-    def __init__(self, environment: Environment, pool: WorkerPool, sessions: SessionStore, secret: str) -> None:
-        self.environment, self.pool, self.sessions, self.secret = environment, pool, sessions, secret
+    def __init__(
+        self,
+        environment: Environment,
+        pool: WorkerPool,
+        sessions: SessionStore,
+        once: Once[dict[str, Any]],
+        secret: str,
+    ) -> None:
+        self.environment, self.pool, self.sessions, self.once, self.secret = environment, pool, sessions, once, secret
         self.name = environment.name
         self.tools = check_tools(self.name, environment.tools())
         for tool in self.tools.values():
             if tool.with_state and not isinstance(environment, StatefulEnvironment):
                 raise OmnigymError(f"environment '{self.name}': tool '{tool.name}' takes a state, and there is none")
-        self.once: Once[dict[str, Any]] = Once(MAX_STORED_VERDICTS)
         self.cohorts: Cohorts | None = None
         if isinstance(environment, GroupEnvironment) and isinstance(environment.settings, GroupSettings):
             self.cohorts = Cohorts(environment, pool) if environment.settings.num_rollouts_per_prompt else None
@@ -148,8 +158,10 @@ class Served:
     async def verify(self, request: Request) -> Response:
         """The body with the verdict added."""
         body = await read_object(request)
+        judged: str | None = None
 
         async def make() -> dict[str, Any]:
+            nonlocal judged
             output = output_items(body, self.name)
             name = self.session(request)
             session = await self.load(name) if name is not None else None
@@ -157,11 +169,14 @@ class Served:
             if self.cohorts is not None:
                 return (await self.cohorts.verdict(body, output)).model_dump()
             verdict = await judge(self.environment, row, output, self.pool, session.state if session else None)
-            if name is not None:
-                await self.sessions.drop(name)
+            judged = name
             return verdict.model_dump()
 
-        return answer({**body, **await self.once(request.headers.get("idempotency-key"), make)})
+        verdict = await self.once(request.headers.get("idempotency-key"), make)
+        if judged is not None:  # not before the verdict is kept: what dies in between must not cost the episode
+            with contextlib.suppress(FailureError):  # the verdict stands, and the session ends with its TTL
+                await self.sessions.drop(judged)
+        return answer({**body, **verdict})
 
     async def verify_group(self, request: Request) -> Response:
         """`{rewards, verdicts}` in the order of the rollouts."""
@@ -293,10 +308,12 @@ def build_resources(
     workers: int = 2,
     sessions: SessionStore | None = None,
     secret: str | None = None,
+    redis: RedisLink | None = None,
 ) -> Guard:
     """An ASGI app that serves `environments`. Raises OmnigymError where two have one name or there is none.
 
-    secret: signs session ids; one of this process where absent, which is enough while sessions are in its memory.
+    secret: signs session ids; one of this process where absent, which is enough while sessions are in its memory. redis: keeps sessions
+    and verdicts for all servers that share it and the secret, instead of this process's memory.
     """
     names = [environment.name for environment in environments]
     if not names or len(set(names)) != len(names):
@@ -305,7 +322,17 @@ def build_resources(
     warm = [("gym_servers.verification:prepare_environment", (name,)) for name in names if name in installed]
     pool = WorkerPool(workers, warm=warm)
     store: SessionStore = MemorySessions() if sessions is None else sessions
+    if redis is not None:
+        if secret is None:
+            raise OmnigymError("sessions in Redis need a secret that all servers share: set OMNIGYM_SECRET (or _FILE)")
+        from gym_servers.redis_once import SharedOnce  # the client costs memory and time that few servers need
+        from gym_servers.redis_sessions import RedisSessions
+
+        store = RedisSessions(redis, secret)
     secret = secret or secrets.token_urlsafe(24)
+
+    def once(name: str) -> Once[dict[str, Any]]:
+        return Once(MAX_STORED_VERDICTS) if redis is None else SharedOnce(MAX_STORED_VERDICTS, redis, secret, name)
 
     workers_state = "the workers are starting"
 
@@ -332,6 +359,8 @@ def build_resources(
     async def check() -> None:
         if not_open or workers_state:
             raise OmnigymError("; ".join(filter(None, [*not_open, workers_state])))
+        if redis is not None:
+            await redis.check()
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -344,11 +373,13 @@ def build_resources(
         for environment in environments:
             await environment.close()
         await asyncio.to_thread(pool.close)
+        if redis is not None:
+            await redis.close()
 
     async def listing(request: Request) -> Response:
         return answer([{**one.listed(), "url": f"{request.base_url}{one.name}"} for one in served])
 
-    served = [Served(environment, pool, store, secret) for environment in environments]
+    served = [Served(one, pool, store, once(one.name), secret) for one in environments]
     document = orjson.dumps(openapi(environments))
 
     async def described(request: Request) -> Response:

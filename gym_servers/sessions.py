@@ -11,6 +11,7 @@ number is bounded. Ids are random and signed with the deployment's secret: one t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import time
 from collections import OrderedDict
@@ -83,23 +84,27 @@ class MemorySessions:
     def __len__(self) -> int:
         return len(self._sessions)
 
-    async def load(self, name: str) -> Session | None:
+    def _find(self, name: str) -> Session | None:
         found = self._sessions.get(name)
         if found is None or found[0] < time.monotonic() - self.ttl_seconds:
             self._sessions.pop(name, None)
             return None
-        self._touch(name, found[1])
         return found[1]
 
+    async def load(self, name: str) -> Session | None:
+        found = self._find(name)
+        if found is not None:
+            self._touch(name, found)
+        return found
+
     async def store(self, name: str, session: Session) -> bool:
-        found = self._sessions.get(name)
-        if (found[1].version if found is not None else 0) != session.version:
+        found = self._find(name)
+        if (found.version if found is not None else 0) != session.version:
             return False
         if found is None and len(self._sessions) >= self.limit:
             await self.reap()
             if len(self._sessions) >= self.limit:
-                message = f"{self.limit} sessions are open: verify or abandon some, or raise the limit"
-                raise FailureError(Failure(kind="environment_down", message=message))
+                raise too_many(self.limit)
         self._touch(name, Session(session.state, session.replies, session.version + 1))
         return True
 
@@ -122,7 +127,14 @@ async def reap_for_ever(store: SessionStore, seconds: float) -> None:
     """Reap every `seconds`."""
     while True:
         await asyncio.sleep(seconds)
-        await store.reap()
+        with contextlib.suppress(FailureError):  # a store that is away may be back next time
+            await store.reap()
+
+
+def too_many(limit: int) -> FailureError:
+    """What a session that does not fit gets."""
+    message = f"{limit} sessions are open: verify or abandon some, or raise the limit"
+    return FailureError(Failure(kind="environment_down", message=message))
 
 
 def new_session(environment: str, secret: str) -> tuple[str, str]:

@@ -1,6 +1,7 @@
 """Signed ids: of a rollout in a URL (`/r/<signed id>/v1`), of a session in a cookie. Each reaches its own and nobody else's.
 
-The form is `base64url(id).base64url(first 16 bytes of HMAC-SHA256(secret, id))`, without padding.
+The form is `base64url(id).base64url(first 16 bytes of HMAC-SHA256(secret, id))`, without padding. And sealed values, which come back from
+a store that others could write to: their HMAC-SHA256 before them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from gym_servers.protocol import OmnigymError
 
 MAX_ID_BYTES = 512
 TAG_BYTES = 16
+SEAL_BYTES = 32
 
 
 class SignatureError(OmnigymError):
@@ -65,3 +67,20 @@ def sign_session_id(name: str, secret: str) -> str:
 def check_session_id(signed: str, secret: str) -> str:
     """The session's name inside `signed`. Raises SignatureError where the tag is not ours."""
     return _check(signed, f"session/{secret}", "session id", "seed_session gives out another")
+
+
+def _seal_tag(content: bytes, what: str, secret: str) -> bytes:
+    return hmac.digest(f"seal/{secret}".encode(), what.encode() + b"\0" + content, "sha256")
+
+
+def seal(content: bytes, what: str, secret: str) -> bytes:
+    """`content` with a tag that says that this deployment wrote it as `what` (a name without NUL), and as nothing else."""
+    return _seal_tag(content, what, secret) + content
+
+
+def unseal(sealed: bytes, what: str, secret: str) -> bytes:
+    """The content. Raises SignatureError where it was not sealed as `what` by a holder of `secret`."""
+    tag, content = sealed[:SEAL_BYTES], sealed[SEAL_BYTES:]
+    if not hmac.compare_digest(tag, _seal_tag(content, what, secret)):
+        raise SignatureError("it was changed, or written with another OMNIGYM_SECRET")
+    return content

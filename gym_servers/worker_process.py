@@ -159,10 +159,10 @@ def nursery_loop(control: socket.socket) -> None:
             if os.getppid() != parent:  # another process inherited our socket: the pool is gone all the same
                 break
             continue
-        command, fds, _, _ = socket.recv_fds(control, 1, 1)
-        if not command:
-            break
         try:
+            command, fds, _, _ = socket.recv_fds(control, 1, 1)
+            if not command:
+                break
             request = receive(control)
         except (EOFError, ConnectionError):
             break

@@ -51,18 +51,9 @@ def list_environments(
     if as_json:
         typer.echo(orjson.dumps(rows, option=orjson.OPT_INDENT_2).decode())
         return
-    columns = {
-        "name": "environment",
-        "agent": "agent",
-        "reward": "reward",
-        "url": "URL",
-        "description": "what it asks for",
-    }
-    if url is None:
-        del columns["url"]
-    table = Table(*columns.values())
+    table = Table("environment", "agent", "reward", "what it asks for")
     for row in rows:
-        table.add_row(*(str(row.get(key, "")) for key in columns))
+        table.add_row(*(str(row.get(key, "")) for key in ("name", "agent", "reward", "description")))
     Console().print(table)
 
 
