@@ -189,7 +189,7 @@ def test_the_nodes_are_hardened_and_keep_their_secrets(cluster: Cluster) -> None
         host = found["HostConfig"]
         assert found["Config"]["User"] == "1000:1000" and host["ReadonlyRootfs"] and host["CapDrop"] == ["ALL"]
         assert "no-new-privileges:true" in host["SecurityOpt"] and not host["Privileged"]
-        assert host["PidsLimit"] == 2048 and host["Memory"] == host["MemorySwap"] == 8 << 30
+        assert host["PidsLimit"] == 1024 and host["Memory"] == host["MemorySwap"] == 8 << 30
         bound = [port["HostIp"] for ports in (host["PortBindings"] or {}).values() for port in ports]
         assert set(bound) <= {"127.0.0.1"}
         shown = json.dumps(found) + cluster.compose("logs", service)
