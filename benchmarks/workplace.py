@@ -5,27 +5,39 @@ CPU time of this process, in which each operation is done as the server does it,
 the task's calls were made in the session; both on generated rows, mean of N. Bytes are what this process's memory grows by for N open
 sessions in a MemorySessions store, and for N that have made their calls. Beside them the CPU time of one POST /seed_session, of one tool
 call and of one POST /verify over HTTP, of all the server's processes. Targets: 0.1 ms a seed, 2 ms a verify, 10,000 sessions in 1 GB.
+--redis: the N sessions are in a redis-server that is started for it (used_memory of it, and CPU time of this process for its commands).
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import gc
 import json
 import pickle
 import secrets
+import socket
+import subprocess
+import tempfile
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
 import psutil
+import redis
 from measure import show, tree_cpu_seconds
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
 
 from gym_servers.environment import StatefulEnvironment
 from gym_servers.hosts.local import LocalHost
+from gym_servers.parent import end_with_parent
+from gym_servers.redis_link import RedisLink
+from gym_servers.redis_sessions import RedisSessions
 from gym_servers.registry import load_environment
-from gym_servers.sessions import MemorySessions, Session
+from gym_servers.sessions import MemorySessions, Session, SessionStore
 
 NAME = "workplace_assistant"
 SEED_MS, VERIFY_MS, BYTES = 0.1, 2.0, 10**9 / 10_000
@@ -42,23 +54,41 @@ def made(environment: StatefulEnvironment, row: Line, state: bytes) -> bytes:
     return pickle.dumps(open_state, pickle.HIGHEST_PROTOCOL)
 
 
-async def in_process(environment: StatefulEnvironment, rows: list[Line], n: int) -> dict[str, float]:
-    """ms a seed and a verify, bytes a session, fresh and after its calls. n sessions."""
-    store, process = MemorySessions(limit=n), psutil.Process()
+@contextlib.contextmanager
+def redis_server() -> Iterator[tuple[RedisLink, Callable[[], float]]]:
+    """(connections to a redis-server of its own, its used bytes)."""
+    with tempfile.TemporaryDirectory() as folder, socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        free.close()
+        settings = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", folder]
+        with subprocess.Popen(
+            ["redis-server", *settings], stdout=subprocess.DEVNULL, preexec_fn=end_with_parent
+        ) as server:
+            with redis.Redis(port=port, retry=Retry(ConstantBackoff(0.05), 200)) as client:
+                client.ping()
+                yield RedisLink(f"redis://127.0.0.1:{port}/0"), lambda: float(client.info("memory")["used_memory"])
+            server.kill()
+
+
+async def in_process(
+    environment: StatefulEnvironment, rows: list[Line], n: int, store: SessionStore, used: Callable[[], float]
+) -> dict[str, float]:
+    """ms a seed and a verify, bytes a session, fresh and after its calls. n sessions in `store`, whose bytes `used` tells."""
     names = [secrets.token_hex(16) for _ in range(n)]
     environment.seed(environment.check_row(rows[0]))  # the database is read once
     gc.collect()
-    memory, began = process.memory_info().rss, time.process_time()
+    memory, began = used(), time.process_time()
     for k, name in enumerate(names):
         state = environment.seed(environment.check_row(rows[k % len(rows)]))
         await store.store(name, Session(pickle.dumps(state, pickle.HIGHEST_PROTOCOL)))
     seed = time.process_time() - began
-    fresh = process.memory_info().rss - memory
+    fresh = used() - memory
     for k, name in enumerate(names):
         session = await store.load(name)
         assert session is not None
         await store.store(name, session.after(made(environment, rows[k % len(rows)], session.state), None, ("", b"")))
-    busy = process.memory_info().rss - memory
+    busy = used() - memory
     began, rewards = time.process_time(), 0.0
     for k, name in enumerate(names):
         session = await store.load(name)
@@ -111,11 +141,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sessions", type=int, default=10_000)
     parser.add_argument("--requests", type=int, default=600, help="sessions over HTTP")
+    parser.add_argument("--redis", action="store_true", help="sessions in a redis-server, started for it")
     arguments = parser.parse_args()
     environment = load_environment(NAME)
     assert isinstance(environment, StatefulEnvironment)
     rows = list(environment.generate(100, 0, "train"))
-    found = asyncio.run(in_process(environment, rows, arguments.sessions))
+    n = arguments.sessions
+    if arguments.redis:
+        with redis_server() as (link, used):
+            found = asyncio.run(in_process(environment, rows, n, RedisSessions(link, "secret", limit=n), used))
+    else:
+        process = psutil.Process()
+        own = MemorySessions(limit=n)
+        found = asyncio.run(in_process(environment, rows, n, own, lambda: float(process.memory_info().rss)))
     found |= over_http(rows, arguments.requests)
     table = [
         ["seconds a seed", found["seed_ms"] / 1e3, SEED_MS / 1e3],

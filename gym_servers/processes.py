@@ -8,6 +8,7 @@ forked at once. Too many deaths in a row end the server. SIGTERM and SIGINT let 
 from __future__ import annotations
 
 import collections
+import contextlib
 import logging
 import os
 import signal
@@ -24,8 +25,6 @@ from gym_servers.protocol import OmnigymError
 log = logging.getLogger("omnigym.processes")
 MOST_DEATHS, DEATHS_SECONDS = 8, 60.0
 """The server ends at the death that makes so many within so many seconds."""
-MARGIN_SECONDS = 5.0
-"""How long after its time to drain a process is killed."""
 _ENDS = {signal.SIGTERM, signal.SIGINT}
 
 
@@ -47,7 +46,8 @@ def _fork(body: Callable[[], None]) -> int:
         end_with_parent()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {*_ENDS, signal.SIGCHLD})
         if os.getppid() == parent:
-            body()
+            with contextlib.suppress(KeyboardInterrupt):  # a terminal sends it to all processes; it has drained
+                body()
         status = 0
     except BaseException:  # nothing of the parent's is this process's to unwind
         traceback.print_exc()
@@ -63,7 +63,7 @@ def _how(status: int) -> str:
 
 
 class Processes:
-    """`serve(k, socket)` in a process for every socket, until a signal. seconds: that `serve` takes to drain at most."""
+    """`serve(k, socket)` in a process for every socket, until a signal. seconds: what is left then is killed."""
 
     def __init__(
         self, sockets: list[socket.socket], serve: Callable[[int, socket.socket], None], seconds: float
@@ -119,7 +119,7 @@ class Processes:
             os.kill(pid, signal.SIGTERM)
         for sock in self.sockets:
             sock.close()
-        end = time.monotonic() + self.seconds + MARGIN_SECONDS
+        end = time.monotonic() + self.seconds
         while self._numbers and time.monotonic() < end:
             signal.sigtimedwait({signal.SIGCHLD}, 0.5)
             for pid, _ in self._ended():

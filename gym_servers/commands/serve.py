@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from gym_servers.redis_link import RedisLink
 
 DRAIN_SECONDS = 30
+"""For the requests in flight."""
+CLOSE_SECONDS = 10
+"""For a process to close its workers, after that."""
 
 
 def token_for(auth: str, host: str) -> str | None:
@@ -60,7 +63,7 @@ def run(guard: Guard, host: str, port: int, processes: int = 1) -> None:
         DrainingServer(guard, DRAIN_SECONDS).run(sockets=[sock])
 
     sys.stdout.flush()
-    Processes(sockets, serve_one, DRAIN_SECONDS).run()
+    Processes(sockets, serve_one, DRAIN_SECONDS + CLOSE_SECONDS).run()
 
 
 def settings_by_environment(pairs: Sequence[str], names: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -4,6 +4,7 @@ right earns the highest reward, one that says nothing the lowest, and neither fa
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -51,8 +52,9 @@ def turns_of(items: list[Item]) -> list[str]:
     return turns
 
 
-def collect(environment: Environment, rows: list[dict[str, Any]], scripts: list[list[str]]) -> list[Rollout]:
-    """One rollout a row; attempt k samples the turns of scripts[k], then nothing."""
+def scripted(scripts: list[list[str]]) -> Callable[[Asked], str]:
+    """What a model says whose rollout with seed k samples the turns of scripts[k], then nothing."""
+    before: dict[int, int] = {}
 
     def script(asked: Asked) -> str:
         attempt = asked.seed % SEED_STRIDE  # a later turn of an attempt has a seed of its own
@@ -60,11 +62,15 @@ def collect(environment: Environment, rows: list[dict[str, Any]], scripts: list[
         done = asked.turn - before.setdefault(attempt, asked.turn)  # a task's own examples are turns too
         return turns[done] if done < len(turns) else ""
 
-    before: dict[int, int] = {}
+    return script
+
+
+def collect(environment: Environment, rows: list[dict[str, Any]], scripts: list[list[str]]) -> list[Rollout]:
+    """One rollout a row; attempt k samples the turns of scripts[k], then nothing."""
 
     async def run() -> list[Rollout]:
         async with InProcessHost() as host:
-            engine = ScriptedEngine(script)
+            engine = ScriptedEngine(scripted(scripts))
             model = await host.start("model", build_model_server(engine, ModelSettings(secret="s")))
             served = await host.start("environment", build_resources([environment], workers=1))
             collector = Collector(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis_server import need_redis
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ("rollout_cpu", "verify_cpu", "server_start", "grpo_step_vs_trl", "sandbox", "workplace")
@@ -49,8 +50,11 @@ def test_verify_is_measured_beside_an_echo_in_every_environment() -> None:
 
 
 @pytest.mark.slow
-def test_the_workplace_s_sessions_have_time_and_size() -> None:
-    found = result("workplace", "--sessions", "200", "--requests", "20")
+@pytest.mark.parametrize("where", ["memory", "redis"])
+def test_the_workplace_s_sessions_have_time_and_size(where: str) -> None:
+    if where == "redis":
+        need_redis()
+    found = result("workplace", "--sessions", "200", "--requests", "20", *(["--redis"] if where == "redis" else []))
     assert found["sessions"] == 200
     assert 0 < found["seed_ms"] and 0 < found["verify_ms"] and found["fresh_bytes"] <= found["busy_bytes"]
 
