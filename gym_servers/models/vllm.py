@@ -73,6 +73,8 @@ def set_environment(settings: VllmSettings) -> None:
             "OMP_NUM_THREADS": str(settings.threads),
             "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cpus_for(settings.threads))),
             "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
+            # Eager all through: what vLLM decorates on its own would need a C++ compiler, and dies without one at the first token.
+            "TORCH_COMPILE_DISABLE": "1",
         }
     )
 

@@ -101,18 +101,36 @@ def compose_command(folder: Path) -> list[str]:
     return [str(folder / "bin/docker-compose")]
 
 
+def there(tag: str) -> bool:
+    """Whether the engine has this image."""
+    return not subprocess.run(["docker", "image", "inspect", tag], capture_output=True).returncode
+
+
 def base_image(kind: str, variable: str) -> str:
     """The image to build on: what `variable` names, else a stand-in of compose/base/make.sh, made where it is not there; else, where
-    that cannot be made, the compose file's own default."""
+    that cannot be made, the compose file's own default. kind: python, redis, or train, which is python with torch's wheel."""
     if given := os.environ.get(variable):
         return given
     tag = f"omnigym-base-{kind}"
-    if not subprocess.run(["docker", "image", "inspect", tag], capture_output=True).returncode:
+    if there(tag):
         return tag
     if os.geteuid() or not shutil.which("mmdebstrap"):
-        return {"python": "python:3.11.14-slim-bookworm", "redis": "redis:7.2.11-bookworm"}[kind]
-    run("compose/base/make.sh", kind)
+        return "redis:7.2.11-bookworm" if kind == "redis" else "python:3.11.14-slim-bookworm"
+    if kind != "train":
+        run("compose/base/make.sh", kind)
+        return tag
+    with tempfile.TemporaryDirectory() as wheels:  # from where this machine's pip finds torch, which may be no index
+        run(sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", wheels, "torch==2.13.0")
+        run("compose/base/make.sh", "python", tag, WHEELS=wheels)
     return tag
+
+
+def build(dockerfile: str, tag: str, *arguments: str, seconds: float = 900) -> None:
+    """Build an image of this checkout. What is unchanged comes from the engine's cache."""
+    buildx = subprocess.run(["docker", "buildx", "version"], capture_output=True).returncode == 0
+    given = [part for one in arguments for part in ("--build-arg", one)]
+    command = ["docker", "build", "-f", f"compose/{dockerfile}", *given, "-t", tag, "."]
+    run(*command, seconds=seconds, DOCKER_BUILDKIT="1" if buildx else "0")
 
 
 def built_image(base: str) -> str:
@@ -126,10 +144,8 @@ def built_image(base: str) -> str:
         if file.is_file() and "__pycache__" not in file.parts:
             digest.update(str(file.relative_to(ROOT)).encode() + b"\0" + file.read_bytes() + b"\0")
     tag = f"omnigym-environments:test-{digest.hexdigest()[:12]}"
-    if subprocess.run(["docker", "image", "inspect", tag], capture_output=True).returncode:
-        buildx = subprocess.run(["docker", "buildx", "version"], capture_output=True).returncode == 0
-        built = ["docker", "build", "-f", "compose/Dockerfile", "--build-arg", f"BASE_IMAGE={base}", "-t", tag, "."]
-        run(*built, DOCKER_BUILDKIT="1" if buildx else "0")
+    if not there(tag):
+        build("Dockerfile", tag, f"BASE_IMAGE={base}")
     return tag
 
 

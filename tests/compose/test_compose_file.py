@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "compose"
 FILE: dict[str, Any] = yaml.safe_load((FOLDER / "docker-compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = FILE["services"]
-ONE_SHOT = "init"
+ONE_SHOT = ("init", "models")
+RAY = {"ray-head", "ray-worker"}
 
 REQUIRED: dict[str, Any] = {
     "user": "1000:1000",
@@ -36,15 +37,19 @@ def test_every_service_is_hardened(name: str) -> None:
     assert {key: service.get(key) for key in REQUIRED} == REQUIRED
     assert service["mem_limit"] == service["memswap_limit"] and service["cpus"]
     assert isinstance(service["pids_limit"], int) and service["pids_limit"] <= 1024  # 1.29 takes no variable here
-    assert all(re.fullmatch(r"/\w+:size=\d+[mg],mode=1777,noexec,nosuid,nodev", one) for one in service["tmpfs"])
+    mode = r"(mode=1777|mode=0700,uid=1000,gid=1000)"
+    assert all(re.fullmatch(rf"[/\w]+:size=\d+[mg],{mode},noexec,nosuid,nodev", one) for one in service["tmpfs"])
     assert not {"privileged", "cap_add", "devices", "pid", "ipc", "userns_mode", "extra_hosts"} & set(service)
     assert service["logging"]["options"]["max-size"]
-    assert service["restart"] == ("no" if name == ONE_SHOT else "unless-stopped")
-    if name != ONE_SHOT:
+    assert service["restart"] == ("no" if name in ONE_SHOT else "unless-stopped")
+    if name not in ONE_SHOT:
         assert {"test", "interval", "timeout", "retries", "start_period"} <= set(service["healthcheck"])
-        assert service["depends_on"][ONE_SHOT] == {"condition": "service_completed_successfully"}
+        ready = (
+            service["depends_on"].get("init") or SERVICES["ray-head"]["depends_on"]["init"]
+        )  # a worker waits for its head
+        assert ready == {"condition": "service_completed_successfully"}
     for other, how in service.get("depends_on", {}).items():
-        assert how == {"condition": "service_completed_successfully" if other == ONE_SHOT else "service_healthy"}, (
+        assert how == {"condition": "service_completed_successfully" if other in ONE_SHOT else "service_healthy"}, (
             f"{name} starts before {other} is ready"
         )
 
@@ -60,15 +65,19 @@ def test_images_and_ports_are_variables_with_pinned_defaults(name: str) -> None:
 
 
 def test_who_reaches_whom() -> None:
-    """No way out but the gateway's published port; the service that runs programs meets the gateway alone."""
+    """No way out but to download a model; the service that runs programs meets the gateway alone, the cluster meets it from without."""
     published = {name for name, service in SERVICES.items() if service.get("ports")}
     networks = {name: set(service.get("networks", [])) for name, service in SERVICES.items()}
-    assert published == {"gateway"}
-    assert {name for name, on in networks.items() if "edge" in on} == published
+    assert published == {"gateway", "ray-head", "model"}
+    assert {name for name, on in networks.items() if "edge" in on} == published | RAY
+    assert all(networks[name] == {"edge"} for name in RAY | {"model"}) and networks["judge"] == {"inside"}
+    assert {name for name, on in networks.items() if "download" in on} == {"models"} and networks["models"] == {
+        "download"
+    }
     assert {name for name, on in networks.items() if "code" in on} == {"gateway", "code"} and networks["code"] == {
         "code"
     }
-    assert SERVICES[ONE_SHOT]["network_mode"] == "none" and not networks[ONE_SHOT]
+    assert SERVICES["init"]["network_mode"] == "none" and not networks["init"]
     for name in ("inside", "code"):
         assert FILE["networks"][name]["internal"] is True
         assert FILE["networks"][name]["driver_opts"] == {"com.docker.network.bridge.inhibit_ipv4": "true"}
@@ -79,13 +88,19 @@ def test_who_holds_which_secret() -> None:
     """Secrets come in files; the service that runs programs, and the gateway, know the token alone. Only init may write."""
     for name, service in SERVICES.items():
         mounts = dict(one.split(":", 1) for one in service.get("volumes", []))
-        assert set(mounts) <= {"token", "keys", "redis"}, f"{name} mounts something of the host"
-        if name != ONE_SHOT:
-            assert all(mounts[one].endswith(":ro") for one in mounts if one != "redis")
+        assert set(mounts) <= {"token", "keys", "redis", "ray", "models", "runs", "shm"}, (
+            f"{name} mounts something else"
+        )
+        if name not in ONE_SHOT:
+            assert all(mounts[one].endswith(":ro") for one in mounts if one not in ("redis", "runs", "shm"))
+        assert ("ray" in mounts) == (name in RAY | {"init"}) and not ("keys" in mounts and name in RAY)
+        assert name != "models" or set(mounts) == {"models"}
         if name in ("code", "gateway"):
             assert set(mounts) == {"token"}
         for key, value in service.get("environment", {}).items():
-            assert key.endswith("_FILE") or not re.search("TOKEN|SECRET|PASSWORD", key), f"{name}: {key}={value}"
+            assert key.endswith(("_FILE", "_PATH")) or not re.search("TOKEN|SECRET|PASSWORD", key), (
+                f"{name}: {key}={value}"
+            )
 
 
 def test_every_environment_is_served_once_and_known_to_the_gateway() -> None:
@@ -94,7 +109,7 @@ def test_every_environment_is_served_once_and_known_to_the_gateway() -> None:
     for name, service in SERVICES.items():
         command = service["command"]
         words = (command[-1] if command[0] == "sh" else " ".join(command)).split()
-        if "serve" in words:
+        if ["env", "serve"] in [words[k : k + 2] for k in range(len(words))]:
             served[name] = [word for word in words if word in points]
     every = [one for some in served.values() for one in some]
     assert sorted(every) == sorted(set(points) - {"reasoning_gym"})  # whose package is optional, and not in the image
@@ -148,11 +163,14 @@ def test_the_bill_of_materials_is_of_this_lock() -> None:
     assert '"pkg:pypi/aiohttp@' in made and '"pkg:docker/redis@' in made and "torch" not in made
 
 
-def test_the_dockerfile_is_portable_and_copies_no_secret() -> None:
-    text = (FOLDER / "Dockerfile").read_text()
-    assert not re.search(r"^# *syntax|--mount|<<", text, re.MULTILINE)
-    assert text.splitlines()[2].startswith("ARG BASE_IMAGE=python:3.11.")
-    assert re.findall(r"^USER (.+)$", text, re.MULTILINE) == ["1000:1000"]
+def test_the_dockerfiles_are_portable_and_copy_no_secret() -> None:
+    copied = set()
+    for name in ("Dockerfile", "train.Dockerfile"):
+        text = (FOLDER / name).read_text()
+        assert not re.search(r"^# *syntax|--mount|<<", text, re.MULTILINE)
+        assert re.search(r"^ARG BASE_IMAGE=python:3\.11\.\d+-slim-bookworm$", text, re.MULTILINE)
+        assert re.findall(r"^USER (.+)$", text, re.MULTILINE) == ["1000:1000"]
+        lines = re.findall(r"^COPY (?!--from)(.+)$", text, re.MULTILINE)
+        copied |= {word for line in lines for word in line.split()[:-1]}
     allowed = (ROOT / ".dockerignore").read_text().split()
-    copied = {word for line in re.findall(r"^COPY (?!--from)(.+)$", text, re.MULTILINE) for word in line.split()[:-1]}
     assert {f"!{one}" for one in copied} == {one for one in allowed if one.startswith("!")} and "*" in allowed
