@@ -144,7 +144,7 @@ def _column(name: str, values: Any, kind: type[np.generic]) -> NDArray[Any]:
         raise ProfileError(f"field '{name}' must be one value a task, found an array of shape {given.shape}")
     if len(given) and not np.issubdtype(given.dtype, kind) and not np.can_cast(given.dtype, kind, "safe"):
         raise ProfileError(f"field '{name}' must be {kind.__name__}, found {given.dtype}")
-    return given.astype(kind)
+    return given.astype(kind, copy=False)
 
 
 def _where(columns: dict[str, NDArray[Any]], row: int) -> str:
