@@ -14,15 +14,9 @@ from gym_servers.checkpoints import resolve_model
 from gym_servers.protocol import OmnigymError
 from rl_trainer.config import ConfigError, RunConfig, load_config
 from rl_trainer.interrupt import INTERRUPTS
-from rl_trainer.sampler import (
-    LoadedTask,
-    RandomSampler,
-    drop_long_prompts,
-    load_heldout,
-    load_rows,
-    prompt_counter,
-)
+from rl_trainer.sampler import RandomSampler
 from rl_trainer.store import RunStore, write_whole
+from rl_trainer.tasks import LoadedTask, drop_long_prompts, load_heldout, load_rows, prompt_counter
 
 
 def load_tasks(config: RunConfig, model: Path) -> tuple[dict[str, list[LoadedTask]], list[LoadedTask], list[str]]:

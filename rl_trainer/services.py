@@ -26,8 +26,8 @@ from gym_servers.hosts.local import LOOPBACK, LocalHost
 from gym_servers.protocol import Rollout
 from gym_servers.rollouts import Collector, RolloutRequest
 from rl_trainer.config import RunConfig
+from rl_trainer.generation import RolloutPlan, RunStopped
 from rl_trainer.interrupt import INTERRUPTS
-from rl_trainer.loop import RolloutPlan, RunStopped
 
 DAY = 86_400.0
 DEATH_SECONDS = 2.0
@@ -50,7 +50,7 @@ class HttpGeneration:
         self.environments, self.secret, self.host = environments, secret, host
 
     def collect(self, plans: Sequence[RolloutPlan], on_done: Callable[[Rollout], None]) -> None:
-        """See rl_trainer/loop.py."""
+        """See rl_trainer/generation.py."""
         asyncio.run(self._collect(plans, on_done))
 
     async def _collect(self, plans: Sequence[RolloutPlan], on_done: Callable[[Rollout], None]) -> None:
@@ -96,7 +96,7 @@ class HttpGeneration:
             await asyncio.gather(collecting, watching, return_exceptions=True)
 
     def update_weights(self, path: Path, digest: str, version: int, rehearsal: bool = False) -> str:
-        """See rl_trainer/loop.py; the digest is the one that the engine computed from what it received."""
+        """See rl_trainer/generation.py; the digest is the one that the engine computed from what it received."""
         body = {"path": str(path), "digest": digest, "version": version, "rehearsal": rehearsal}
         self._admin("update_weights", body)
         state = self._admin("state", None)
@@ -105,7 +105,7 @@ class HttpGeneration:
         return str(state["digest"])
 
     def score(self, token_ids: Sequence[Sequence[int]]) -> list[list[float]]:
-        """See rl_trainer/loop.py."""
+        """See rl_trainer/generation.py."""
         scores: list[list[float]] = self._admin("score", {"token_ids": [list(ids) for ids in token_ids]})["logprobs"]
         return scores
 

@@ -223,7 +223,7 @@ MUTATIONS = (
     ),
     Mutation(
         "weight versions not checked",
-        "rl_trainer/loop.py",
+        "rl_trainer/generation.py",
         "if rollout.failure is None and segment.weight_version != version:",
         "if False:",
         f"{TRAINER}/test_loop_run.py::test_rollouts_of_other_weights_are_refused",

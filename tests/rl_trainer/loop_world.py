@@ -12,11 +12,13 @@ import yaml
 from gym_servers.protocol import Failure, Rollout, Segment
 from rl_trainer.actors import local_policy
 from rl_trainer.config import RunConfig
-from rl_trainer.loop import RolloutPlan, Run
+from rl_trainer.generation import RolloutPlan
+from rl_trainer.loop import Run
 from rl_trainer.metrics import MetricsLog
 from rl_trainer.options import PolicyOptions
-from rl_trainer.sampler import LoadedTask, RandomSampler
+from rl_trainer.sampler import RandomSampler
 from rl_trainer.store import RunStore
+from rl_trainer.tasks import LoadedTask
 
 PROMPT, ANSWER = 5, 8
 

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from gym_servers.protocol import RowError
 from gym_servers.rows import named_tasks
 from rl_trainer.config import ConfigError, RunConfig
-from rl_trainer.loop import plan_rollouts
-from rl_trainer.sampler import LoadedTask, RandomSampler, drop_long_prompts, load_heldout, load_rows
+from rl_trainer.generation import plan_rollouts
+from rl_trainer.sampler import RandomSampler
+from rl_trainer.tasks import LoadedTask, drop_long_prompts, load_heldout, load_rows
 
 
 def tasks(name: str, n: int) -> list[LoadedTask]:

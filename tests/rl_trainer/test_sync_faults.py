@@ -21,7 +21,8 @@ from gym_servers.environment import Split
 from gym_servers.registry import load_environment
 from rl_trainer.actors import local_policy
 from rl_trainer.config import RunConfig, load_config
-from rl_trainer.loop import CANARY_FLOOR, Run, RunStopped
+from rl_trainer.generation import RunStopped
+from rl_trainer.loop import CANARY_FLOOR, Run
 from rl_trainer.metrics import MetricsLog
 from rl_trainer.packing import TrainSegment
 from rl_trainer.sampler import RandomSampler
