@@ -238,8 +238,8 @@ MUTATIONS = (
     Mutation(
         "equal rows merge",
         "gym_servers/rows.py",
-        "occurrences[plain] += 1",
-        "occurrences[plain] = 0",
+        "self._occurrences[plain] += 1",
+        "self._occurrences[plain] = 0",
         f"{TRAINER}/test_loop_sampler.py::test_equal_rows_do_not_merge_and_equal_ids_are_refused",
     ),
     Mutation(
