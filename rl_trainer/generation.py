@@ -1,12 +1,13 @@
-"""Where a run's rollouts come from: what is asked of a model server and environments, and what is checked of what they gave."""
+"""Where a run's rollouts come from, and who watches: what is asked of a model server and environments, and what is checked of what they
+gave."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from gym_servers.protocol import OmnigymError, Rollout
 from gym_servers.rollouts import rollout_seed
@@ -37,11 +38,24 @@ class Generation(Protocol):
         """All of `plans`, each once; `on_done` in the order in which they end. What failed for good is a failure."""
         ...
 
-    def update_weights(self, path: Path, digest: str, version: int, rehearsal: bool = False) -> str:
-        """Load the weights in `path`; returns the digest of what the engine received. rehearsal: nothing is sampled with them."""
+    def update_weights(self, path: Path, digest: str, version: int, rehearsal: bool = False, back: bool = False) -> str:
+        """Load the weights in `path`; returns the digest of what the engine received. rehearsal: nothing is sampled with them. back:
+        they are of an earlier version."""
         ...
 
     def score(self, token_ids: Sequence[Sequence[int]]) -> list[list[float]]: ...
+
+
+class Observer(Protocol):
+    """Who watches a run (rl_trainer/progress.py)."""
+
+    def phase(self, step: int, name: str, total: int = 0) -> None: ...
+
+    def rollout(self, rollout: Rollout) -> None: ...
+
+    def step(self, record: Mapping[str, Any]) -> None: ...
+
+    def note(self, text: str) -> None: ...
 
 
 def plan_rollouts(

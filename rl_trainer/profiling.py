@@ -16,7 +16,7 @@ import math
 import os
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -24,9 +24,13 @@ from typing import Any, BinaryIO
 
 import orjson
 
+from gym_servers.commands.collection import FailureBudget
 from gym_servers.protocol import OmnigymError, Rollout
 from gym_servers.rollouts import RolloutRequest, rollout_seed
 from gym_servers.rows import parse_line
+from rl_trainer.config import RunConfig
+from rl_trainer.generation import Generation, RolloutPlan
+from rl_trainer.tasks import LoadedTask
 
 Row = dict[str, Any]
 NamedTask = tuple[str, str, Row]
@@ -34,7 +38,6 @@ NamedTask = tuple[str, str, Row]
 
 NO_SPREAD_KNOWN = 0.5
 """Standard error of a single rollout: the largest standard deviation that a reward in [0, 1] can have."""
-NAMED = 5
 
 
 def row_mark(task_id: str, row: Row) -> int:
@@ -102,8 +105,31 @@ class Outcome:
     unsolved: Counter[str] = field(default_factory=Counter)
     failed: Counter[str] = field(default_factory=Counter)
     """Rollouts."""
-    without: list[str] = field(default_factory=list)
+    without: int = 0
     """Tasks of which every rollout failed."""
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Count a task of the journal."""
+        name = row["domain"]
+        self.tasks[name] += 1
+        self.pass_rates[name] = self.pass_rates.get(name, 0.0) + row["pass_rate"]
+        self.solved[name] += row["pass_rate"] == 1.0
+        self.unsolved[name] += row["pass_rate"] == 0.0
+        self.failed[name] += sum(row.get("failures", {}).values())
+
+    def describe(self) -> str:
+        """A line for each environment, and one for tasks without a result."""
+        lines = [
+            f"{name}: {count} tasks, mean pass rate {self.pass_rates[name] / count:.3f}, {self.solved[name]} always solved, "
+            f"{self.unsolved[name]} never, {self.failed[name]} rollouts failed"
+            for name, count in sorted(self.tasks.items())
+        ]
+        if self.without:
+            lines.append(
+                f"{self.without} tasks have no pass rate, for every rollout of them failed: they are not in the profile, and are tried "
+                "again by the same command"
+            )
+        return "\n".join(lines)
 
 
 class Profiler:
@@ -227,12 +253,6 @@ class Profiler:
             line["failures"] = dict(sorted(tally.failures.items()))
         offset = self._write(line)
         self._place(tally.place, tally.mark, offset if figures["n"] else -1)
-        if not figures["n"]:
-            self._without.append(f"{key[0]}/{key[1]}")
-
-    @property
-    def _without(self) -> list[str]:
-        return self._lost
 
     def publish(self) -> Outcome:
         """Write the parquet file, in the order of the tasks, a row group at a time. Raises OmnigymError where no task has a
@@ -240,19 +260,58 @@ class Profiler:
         from curriculum.profile import DTYPES, ROW_GROUP, profile_writer
 
         outcome = Outcome()
+        assert not self._open and len(self._places) >= self.total, "every task has ended"
         if all(offset < 0 for offset in self._places[: self.total]):
             raise OmnigymError(f"no task has a rollout that did not fail: '{self.out}' was not written")
         with profile_writer(self.out, self.weights) as writer, self.path.open("rb") as lines:
             for start in range(0, self.total, ROW_GROUP):
                 columns: dict[str, list[Any]] = {name: [] for name in DTYPES}
                 for place in range(start, min(self.total, start + ROW_GROUP)):
-                    if place >= len(self._places) or self._places[place] < 0:
+                    if self._places[place] < 0:
+                        outcome.without += 1
                         continue
                     lines.seek(self._places[place])
                     row = orjson.loads(lines.readline())
                     for name in DTYPES:
                         columns[name].append(row[name])
-                    count(outcome, row)
+                    outcome.add(row)
                 if columns["task_id"]:
                     writer.append(**columns)
         return outcome
+
+
+def made_with(config: RunConfig, weights: str) -> dict[str, Any]:
+    """What a profile of a run's tasks depends on besides its seed."""
+    sampling, settings = config.sampling.model_dump(), dict(sorted(config.settings.items()))
+    return {"weights": weights, "sampling": sampling, "settings": settings, "dtype": config.engine.dtype}
+
+
+def collect_profile(
+    profiler: Profiler,
+    tasks: Sequence[NamedTask],
+    generation: Generation,
+    failure_limit: float,
+    on_done: Callable[[Rollout], None],
+) -> Outcome:
+    """Make the profile with the model and environments of a run, and publish it. Raises OmnigymError past the limit of failures."""
+    budget = FailureBudget(failure_limit)
+    plans = [
+        RolloutPlan(
+            LoadedTask(request.environment, request.task_id, request.row),
+            f"profile/{request.group}-a{request.attempt:03d}",
+            request.group,
+            request.attempt,
+            request.seed,
+            "profile",
+        )
+        for request in profiler.requests(tasks)
+    ]
+
+    def done(rollout: Rollout) -> None:
+        profiler.add(rollout)
+        on_done(rollout)
+        budget.add(rollout)
+
+    if plans:
+        generation.collect(plans, done)
+    return profiler.publish()

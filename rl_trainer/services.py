@@ -95,9 +95,9 @@ class HttpGeneration:
                 task.cancel()
             await asyncio.gather(collecting, watching, return_exceptions=True)
 
-    def update_weights(self, path: Path, digest: str, version: int, rehearsal: bool = False) -> str:
+    def update_weights(self, path: Path, digest: str, version: int, rehearsal: bool = False, back: bool = False) -> str:
         """See rl_trainer/generation.py; the digest is the one that the engine computed from what it received."""
-        body = {"path": str(path), "digest": digest, "version": version, "rehearsal": rehearsal}
+        body = {"path": str(path), "digest": digest, "version": version, "rehearsal": rehearsal, "back": back}
         self._admin("update_weights", body)
         state = self._admin("state", None)
         if state["weight_version"] != version:

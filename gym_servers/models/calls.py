@@ -319,9 +319,7 @@ class ModelServer:
             if time.monotonic() > deadline:
                 raise unavailable(f"{len(calls)} calls did not end within {DRAIN_SECONDS:g} s of an abort")
 
-    async def update(
-        self, path: str, digest: str, version: int, rehearsal: bool = False, back: bool = False
-    ) -> None:
+    async def update(self, path: str, digest: str, version: int, rehearsal: bool = False, back: bool = False) -> None:
         """Replace the weights. rehearsal: by weights that are only scored; nothing is sampled until others come. back: to an earlier
         version, whose weights these are again.
 

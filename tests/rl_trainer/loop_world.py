@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import yaml
 
+from curriculum.options import CurriculumOptions
+from curriculum.profile import Profile, read_profile
 from gym_servers.protocol import Failure, Rollout, Segment
 from rl_trainer.actors import local_policy
 from rl_trainer.config import RunConfig
@@ -16,11 +18,12 @@ from rl_trainer.generation import RolloutPlan
 from rl_trainer.loop import Run
 from rl_trainer.metrics import MetricsLog
 from rl_trainer.options import PolicyOptions
-from rl_trainer.sampler import RandomSampler
+from rl_trainer.replan import run_profiles
+from rl_trainer.sampler import Sampler
 from rl_trainer.store import RunStore
 from rl_trainer.tasks import LoadedTask
 
-PROMPT, ANSWER = 5, 8
+PROMPT, ANSWER, TASKS = 5, 8, 3
 
 
 class Quiet:
@@ -54,7 +57,7 @@ class TorchEngine:
         self.sampled: list[str] = []
         self.stop_after: int | None = None
 
-    def update_weights(self, path: Path, digest: str, version: int, rehearsal: bool = False) -> str:
+    def update_weights(self, path: Path, digest: str, version: int, rehearsal: bool = False, back: bool = False) -> str:
         from safetensors.torch import load_file
 
         from rl_trainer.weights import weights_digest
@@ -138,16 +141,37 @@ def small_config(model: Path, folder: Path, **values: Any) -> RunConfig:
     return RunConfig.model_validate({**tree, **values})
 
 
+def sampler_of(
+    config: RunConfig, tasks: Mapping[str, Sequence[LoadedTask]], profile: Profile | None = None
+) -> Sampler:
+    options = CurriculumOptions(
+        ratios={name: config.mixture[name] for name in config.environments},
+        batch_size=config.tasks_per_step,
+        steps=config.steps,
+        seed=config.seed,
+        order=config.sampler,
+    )
+    return Sampler(tasks, options, profile)
+
+
 def make_run(
-    config: RunConfig, model: Path, store: RunStore | None = None, heldout: bool = False, engine: bool = True
+    config: RunConfig,
+    model: Path,
+    store: RunStore | None = None,
+    heldout: bool = False,
+    engine: bool = True,
+    profile: Profile | None = None,
 ) -> tuple[Run, TorchEngine]:
     world = TorchEngine(model)
     store = store or RunStore.create(config.runs_folder, config.name, config.to_yaml())
-    tasks = {name: tasks_of(name, 3) for name in config.environments}
+    tasks = {name: tasks_of(name, TASKS) for name in config.environments}
+    sampler = sampler_of(config, tasks, profile)
+    for step, path in sorted(run_profiles(store.folder).items()):
+        sampler.replan(step, read_profile(path))
     run = Run(
         config,
         store,
-        RandomSampler(tasks, config.mixture, config.tasks_per_step, config.seed),
+        sampler,
         local_policy(config.policy_options(model, None)),
         world if engine else None,
         MetricsLog(store, config.wandb),
