@@ -218,7 +218,9 @@ class Run:
             return
         best = best_step(self.store.checkpoints)
         assert best is not None, "every validation marks a best checkpoint"
-        self.observer.note(f"step {step}: validation has come to a plateau, profile with the checkpoint of {best} steps")
+        self.observer.note(
+            f"step {step}: validation has come to a plateau, profile with the checkpoint of {best} steps"
+        )
         digest = self._sent if best == step else self._send(self.generation, best, back=True)
         profile = new_profile(self.config, self.store, self.sampler, step, digest, self.generation, self.observer)
         if best != step:

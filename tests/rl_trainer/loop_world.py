@@ -141,9 +141,7 @@ def small_config(model: Path, folder: Path, **values: Any) -> RunConfig:
     return RunConfig.model_validate({**tree, **values})
 
 
-def sampler_of(
-    config: RunConfig, tasks: Mapping[str, Sequence[LoadedTask]], profile: Profile | None = None
-) -> Sampler:
+def sampler_of(config: RunConfig, tasks: Mapping[str, Sequence[LoadedTask]], profile: Profile | None = None) -> Sampler:
     options = CurriculumOptions(
         ratios={name: config.mixture[name] for name in config.environments},
         batch_size=config.tasks_per_step,

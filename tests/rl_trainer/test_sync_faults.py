@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import need
-from loop_world import Quiet
+from loop_world import Quiet, sampler_of, tasks_of
 
 from gym_servers.checkpoints import resolve_model
 from gym_servers.environment import Split
