@@ -40,14 +40,16 @@ def bin_of(pass_rate: NDArray[np.float64], n: int) -> Indices:
 
 def log_density(rates: NDArray[np.float64], mean: float, sigma: float) -> Shares:
     """Log of the Gaussian's density at `rates`, up to a constant."""
-    return -0.5 * ((rates - mean) / sigma) ** 2
+    log: Shares = -0.5 * ((rates - mean) / sigma) ** 2
+    return log
 
 
 def target(rates: NDArray[np.float64], mean: float, sigma: float) -> Shares:
     """Share of each of the bins at `rates` [bins]: the Gaussian's density there, normalised. However far the mean is, it sums to 1."""
     log = log_density(rates, mean, sigma)
-    weight = np.exp(log - log.max())
-    return weight / weight.sum()
+    weight: Shares = np.exp(log - log.max())
+    share: Shares = weight / weight.sum()
+    return share
 
 
 def to_nearest(rates: NDArray[np.float64], empty: NDArray[np.bool_]) -> Shares:
@@ -56,7 +58,8 @@ def to_nearest(rates: NDArray[np.float64], empty: NDArray[np.bool_]) -> Shares:
     distance = np.abs(rates[:, None] - rates[None, :])
     distance[:, empty] = np.inf
     nearest = np.isclose(distance, distance.min(axis=1, keepdims=True), rtol=0, atol=1e-9)
-    return nearest / nearest.sum(axis=1, keepdims=True)
+    share: Shares = nearest / nearest.sum(axis=1, keepdims=True)
+    return share
 
 
 @dataclass(frozen=True)
@@ -72,22 +75,6 @@ class Bins:
         places = bin_of(pass_rate, n)
         kinds = np.unique(places)
         return cls(kinds / n, [indices[places == kind] for kind in kinds])
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """What a step drew of a domain."""
-
-    chosen: Indices
-    """[count]."""
-    counts: Indices
-    """[bins], tasks drawn of each bin."""
-    target: Shares
-    """[bins], in tasks: what was wanted, empty bins' shares moved; sums to the count."""
-    left: Indices
-    """[bins], tasks of each bin not yet drawn in this epoch, after the step."""
-    epoch: int
-    """Epoch of the step's last task, counted from 0."""
 
 
 class DomainOrder:
@@ -122,40 +109,34 @@ class DomainOrder:
             in_units(self._shares[self._step :] @ moved, counts), np.rint(self._lag @ moved).astype(np.int64)
         )
 
-    def draw(self) -> Drawn:
-        """The next step's tasks, bin by bin."""
+    def draw(self) -> Indices:
+        """The next step's tasks, [count], those of an ending epoch before those of the next."""
         wanted = int(self._step_counts[self._step])
-        chosen: list[Indices] = []
-        counts, aim = np.zeros_like(self._sizes), np.zeros(len(self._sizes))
+        chosen = [np.empty(0, dtype=np.int64)]
         while wanted:
             left = int(self._left.sum())
             if not left:
                 self._start_epoch(self.epoch + 1)
             elif wanted >= left:  # the rest of the epoch
-                chosen.append(self._take(self._left.copy()))
-                counts, aim = counts + self._left, aim + self._left
-                self._left = np.zeros_like(self._left)
+                chosen.append(self._take(self._left))
                 wanted -= left
             else:
                 if self._rounding is None:
                     self._rounding = self._schedule(wanted)
-                drawn = self._fitted(self._rounding.counts())
-                chosen.append(self._take(drawn))
-                counts, aim = counts + drawn, aim + self._rounding.wanted()
-                self._left = self._left - drawn
-                self._rounding.settle(drawn)
-                if np.any((self._left == 0) & (drawn > 0)):  # a bin has run dry
+                counts = self._fitted(self._rounding.counts())
+                chosen.append(self._take(counts))
+                self._rounding.settle(counts)
+                if np.any((self._left == 0) & (counts > 0)):  # a bin has run dry
                     self._lag, self._rounding = self._rounding.lag, None
                 wanted = 0
         self._step += 1
-        tasks = np.concatenate(chosen) if chosen else np.empty(0, dtype=np.int64)
-        return Drawn(tasks, counts, aim, self._left, self.epoch)
+        return np.concatenate(chosen)
 
     def _fitted(self, counts: Indices) -> Indices:
         """`counts`, where a bin has fewer left filled up from the nearest bins that have more: first the nearest, of two as near the one
         with more left, then the easier."""
         short = np.maximum(counts - self._left, 0)
-        fitted = counts - short
+        fitted: Indices = counts - short
         for column in np.flatnonzero(short):
             for _ in range(int(short[column])):
                 spare = self._left - fitted
@@ -168,6 +149,7 @@ class DomainOrder:
     def _take(self, counts: Indices) -> Indices:
         """The next `counts` [bins] tasks of the bins."""
         starts = self._sizes - self._left
+        self._left = self._left - counts
         return np.concatenate(
             [queue[start : start + n] for queue, start, n in zip(self._queues, starts, counts, strict=True)]
         )

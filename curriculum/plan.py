@@ -19,7 +19,6 @@ from curriculum.filter import Eligible, filter_tasks
 from curriculum.gaussian import (
     Bins,
     DomainOrder,
-    Drawn,
     Indices,
     gaussian_shares,
     log_density,
@@ -59,7 +58,7 @@ class Planner:
                 np.array([counts[name] for counts in mixture], dtype=np.int64),
                 None if options.order == "sequential" else f"order|{options.seed}|{name}",
             )
-        self._drawn: list[dict[str, Drawn]] = []
+        self._drawn: list[dict[str, Indices]] = []
 
     def _bins(self, domain: str) -> Bins:
         """The domain's eligible tasks. Raises CurriculumError where there is none."""
@@ -90,8 +89,8 @@ class Planner:
             return Bins(np.zeros(1), [indices])
         return Bins.by_pass_rate(indices, self.tasks.pass_rate[indices], int(self.tasks.n[rows].max()))
 
-    def drawn(self, step: int) -> dict[str, Drawn]:
-        """What `step` draws of each domain. Raises CurriculumError for a step that the plan does not have."""
+    def drawn(self, step: int) -> dict[str, Indices]:
+        """The tasks that `step` draws of each domain, in the order they are drawn. Raises CurriculumError for a step that the plan does not have."""
         if not 0 <= step < self.options.steps:
             raise CurriculumError(f"the plan has steps 0 to {self.options.steps - 1}, there is no step {step}")
         while len(self._drawn) <= step:
@@ -100,12 +99,14 @@ class Planner:
 
     def batch(self, step: int) -> Indices:
         """The tasks of `step`, counted from 0: [batch_size], domains shuffled."""
-        tasks = np.concatenate([drawn.chosen for drawn in self.drawn(step).values()])
+        tasks = np.concatenate(list(self.drawn(step).values()))
         return tasks[permutation(f"batch|{self.options.seed}|{step}", len(tasks))]
 
     def domains_of(self, step: int) -> NDArray[np.str_]:
         """The domain of each place of the batch."""
-        names = np.concatenate([np.full(len(drawn.chosen), name) for name, drawn in self.drawn(step).items()])
+        names: NDArray[np.str_] = np.concatenate(
+            [np.full(len(drawn), name) for name, drawn in self.drawn(step).items()]
+        )
         return names[permutation(f"batch|{self.options.seed}|{step}", len(names))]
 
     def replacements(self, step: int, attempt: int) -> Indices:
@@ -118,7 +119,7 @@ class Planner:
         places, batch = self.domains_of(step), self.batch(step)
         found = np.empty_like(batch)
         for name, drawn in self.drawn(step).items():
-            count = len(drawn.chosen)
+            count = len(drawn)
             if count:
                 stream = self._stream(name, step, batch)
                 found[places == name] = stream[np.arange(attempt * count, (attempt + 1) * count) % len(stream)]

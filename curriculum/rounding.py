@@ -63,14 +63,11 @@ class Rounding:
 
     def counts(self) -> NDArray[np.int64]:
         """Tasks of each bin in the next step, [bins]: its target rounded down or up."""
-        counts, rest = self._whole[self._step].copy(), self._rest[self._step]
+        counts: NDArray[np.int64] = self._whole[self._step].copy()
+        rest = self._rest[self._step]
         open_bins = [int(column) for column in np.flatnonzero(rest)]
         counts[sorted(open_bins, key=self._urgency)[: int(rest.sum()) // UNIT]] += 1
         return counts
-
-    def wanted(self) -> NDArray[np.float64]:
-        """The targets of the next step, [bins], in tasks."""
-        return self._targets[self._step] / UNIT
 
     def settle(self, drawn: NDArray[np.int64]) -> None:
         """Go to the next step. `drawn`: [bins], as `counts` said, or otherwise where a bin had too few."""
