@@ -76,7 +76,6 @@ def execute(
     from rl_trainer.loop import Run
     from rl_trainer.metrics import MetricsLog, PeakMemory
     from rl_trainer.progress import Progress
-    from rl_trainer.replan import run_profiles
     from rl_trainer.report import build_report, write_summary
     from rl_trainer.sampler import make_sampler
     from rl_trainer.services import Services
@@ -85,7 +84,7 @@ def execute(
     reference = resolve_model(config.policy.reference) if config.policy.reference else None
     options = config.policy_options(model, reference)
     tasks, heldout, dropped = load_tasks(config, model)
-    sampler = make_sampler(config, tasks, model, run_profiles(store.folder))
+    sampler = make_sampler(config, tasks, model, store.profiles())
     with Services(config, store.folder) as services, Progress(config.steps, config.environments, console) as progress:
         for name in dropped:
             progress.note(f"prompt over {config.prompt_limit} tokens, left out: {name}")

@@ -185,7 +185,6 @@ def profile_run(config: RunConfig, model: Path, out: Path, n: int) -> Outcome:
 def profile_again(run: Path, n: int | None) -> tuple[Path, Outcome]:
     """A profile of a run's tasks with its best checkpoint (else its last), for a new plan from the step at which it goes on."""
     from rl_trainer.checkpoint import best_step, export_checkpoint, list_checkpoints
-    from rl_trainer.replan import profile_path
     from rl_trainer.store import RunStore, step_label
 
     store = RunStore.open(run)
@@ -200,7 +199,7 @@ def profile_again(run: Path, n: int | None) -> tuple[Path, Outcome]:
     best = best_step(store.checkpoints)
     chosen = max(found) if best is None else best
     typer.echo(f"the checkpoint of {chosen} steps, for a new plan from step {step}", err=True)
-    out = profile_path(store.folder, step)
+    out = store.profile_path(step)
     with tempfile.TemporaryDirectory(prefix="omnigym-profile-") as folder:
         model = export_checkpoint(
             found[chosen], resolve_model(config.model), Path(folder) / "model", config.engine.dtype

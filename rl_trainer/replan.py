@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from curriculum.profile import Profile, read_profile
@@ -20,22 +19,7 @@ from rl_trainer.profiling import Profiler, collect_profile, made_with
 from rl_trainer.sampler import Sampler
 from rl_trainer.store import RunStore
 
-PROFILES = "profiles"
-NAME = re.compile(r"step_(\d{6,})\.parquet")
 VALIDATION = re.compile(r"eval_(\d{6,})")
-
-
-def profile_path(folder: Path, step: int) -> Path:
-    """The profile of the plan that begins at `step`."""
-    return folder / PROFILES / f"step_{step:06d}.parquet"
-
-
-def run_profiles(folder: Path) -> dict[int, Path]:
-    """The profiles that were made in a run, by the first step of their plan."""
-    found = folder / PROFILES
-    if not found.is_dir():
-        return {}
-    return {int(match[1]): path for path in sorted(found.iterdir()) if (match := NAME.fullmatch(path.name))}
 
 
 def validation_scores(records: Iterable[Mapping[str, Any]], since: int) -> list[tuple[int, float]]:
@@ -81,7 +65,7 @@ def new_profile(
 ) -> Profile:
     """The profile of the plan that begins at `step`, made with the weights that the engine has, whose digest is `weights`."""
     tasks = [(name, task.task_id, task.row) for name, members in sampler.tasks.items() for task in members]
-    path, samples = profile_path(store.folder, step), config.curriculum.samples
+    path, samples = store.profile_path(step), config.curriculum.samples
     observer.phase(step, "profile", len(tasks) * samples)
     with Profiler(path, made_with(config, weights), samples, config.seed) as profiler:
         found = collect_profile(profiler, tasks, generation, config.failure_limit, observer.rollout)

@@ -161,6 +161,15 @@ class RunStore:
         """The committed rollouts of `label`. Raises StoreError where they are absent or damaged."""
         return read_rollouts(self.rollouts, label)
 
+    def profile_path(self, step: int) -> Path:
+        """The profile of the plan that begins at `step`, where one was made in the run."""
+        return self.folder / "profiles" / f"{step_label(step)}.parquet"
+
+    def profiles(self) -> dict[int, Path]:
+        """The profiles that were made in the run, by the first step of their plan."""
+        paths = sorted((self.folder / "profiles").glob("step_*.parquet"))
+        return {int(path.stem.removeprefix("step_")): path for path in paths}
+
     def log(self, record: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
         line = _line(record)

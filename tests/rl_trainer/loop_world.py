@@ -18,7 +18,6 @@ from rl_trainer.generation import RolloutPlan
 from rl_trainer.loop import Run
 from rl_trainer.metrics import MetricsLog
 from rl_trainer.options import PolicyOptions
-from rl_trainer.replan import run_profiles
 from rl_trainer.sampler import Sampler
 from rl_trainer.store import RunStore
 from rl_trainer.tasks import LoadedTask
@@ -164,7 +163,7 @@ def make_run(
     store = store or RunStore.create(config.runs_folder, config.name, config.to_yaml())
     tasks = {name: tasks_of(name, TASKS) for name in config.environments}
     sampler = sampler_of(config, tasks, profile)
-    for step, path in sorted(run_profiles(store.folder).items()):
+    for step, path in sorted(store.profiles().items()):
         sampler.replan(step, read_profile(path))
     run = Run(
         config,

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from typer.testing import CliRunner
 
 import rl_trainer.actors
+from curriculum.options import CurriculumConfig, ReplanConfig
 from gym_servers.cli import build
 from gym_servers.hosts.local import LocalHost
 from gym_servers.protocol import Rollout, Segment
@@ -38,7 +39,13 @@ COMMON: dict[str, Any] = {
 }
 # Two runs, since some options are read only where another one asks for them.
 RUNS: list[dict[str, Any]] = [
-    {"ray": {"enabled": True}},
+    {
+        "ray": {"enabled": True},
+        "sampler": "gaussian",
+        "steps": 4,
+        "curriculum": {"profile": "profile.parquet", "samples": 1, "replan": {"patience": 1, "min_improvement": 1}},
+        "dynamic_sampling": {"max_attempts": 1},
+    },
     {
         "algorithm": {"ratio": "sequence", "kl_beta": 0.1, "optimizer_steps_per_batch": 2, "overlong_filtering": False},
         "ray": {"enabled": False},
@@ -71,13 +78,14 @@ def read(monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, str]]:
     found: set[tuple[str, str]] = set()
     plain = BaseModel.__getattribute__
 
-    def tracked(self: Options, name: str) -> Any:
+    def tracked(self: BaseModel, name: str) -> Any:
         value = plain(self, name)
         if name in type(self).model_fields and not isinstance(value, BaseModel):
             found.add((type(self).__name__, name))
         return value
 
-    monkeypatch.setattr(Options, "__getattribute__", tracked, raising=False)
+    for kind in (Options, CurriculumConfig, ReplanConfig):
+        monkeypatch.setattr(kind, "__getattribute__", tracked, raising=False)
     return found
 
 
@@ -144,6 +152,12 @@ def test_every_leaf_is_read_in_a_run(
     for number, values in enumerate(RUNS):
         tree = {**COMMON, "name": "x", "runs_folder": str(tmp_path / "runs"), "model": str(model), **values}
         path = tmp_path / f"{number}.yaml"
+        if "curriculum" in values:
+            tree["curriculum"]["profile"] = str(tmp_path / "profile.parquet")
+            path.write_text(yaml.safe_dump(tree))
+            made = CliRunner().invoke(build(), ["profile", "--config", str(path), "--n", "4"], catch_exceptions=False)
+            assert made.exit_code == 0, made.output
+            read.clear()
         path.write_text(yaml.safe_dump(tree))
         result = CliRunner().invoke(build(), ["train", str(path)], catch_exceptions=False)
         assert result.exit_code == 0, result.output
