@@ -49,9 +49,9 @@ def svg(curves: Mapping[str, Curve], marks: Sequence[int] = (), width: int = 420
     parts.append(f'<text x="{left}" y="{height - 8}">{low_x:g}</text>')
     parts.append(f'<text x="{width - 10}" y="{height - 8}" text-anchor="end">step {high_x:g}</text>')
     for step in marks:
-        x, y = place(step, low_y).split(",")
+        left_x, foot = place(step, low_y).split(",")
         parts.append(
-            f'<line x1="{x}" x2="{x}" y1="{top}" y2="{y}" stroke="#888" stroke-dasharray="4 3">'
+            f'<line x1="{left_x}" x2="{left_x}" y1="{top}" y2="{foot}" stroke="#888" stroke-dasharray="4 3">'
             f"<title>new plan from step {step}</title></line>"
         )
     for k, (name, curve) in enumerate(clean.items()):
