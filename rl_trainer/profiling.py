@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import orjson
 
@@ -29,8 +29,10 @@ from gym_servers.protocol import OmnigymError, Rollout
 from gym_servers.rollouts import RolloutRequest, rollout_seed
 from gym_servers.rows import parse_line
 from rl_trainer.config import RunConfig
-from rl_trainer.generation import Generation, RolloutPlan
 from rl_trainer.tasks import LoadedTask
+
+if TYPE_CHECKING:  # a profile of task files needs no torch
+    from rl_trainer.generation import Generation
 
 Row = dict[str, Any]
 NamedTask = tuple[str, str, Row]
@@ -294,6 +296,8 @@ def collect_profile(
     on_done: Callable[[Rollout], None],
 ) -> Outcome:
     """Make the profile with the model and environments of a run, and publish it. Raises OmnigymError past the limit of failures."""
+    from rl_trainer.generation import RolloutPlan
+
     budget = FailureBudget(failure_limit)
     plans = [
         RolloutPlan(

@@ -73,7 +73,7 @@ def command(tasks: Path, environment: str, url: str, out: Path, *more: str) -> l
 
 def run(command: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "OMNIGYM_TOKEN": TOKEN, "OMNIGYM_SECRET": SECRET, **variables}
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=env)
+    return subprocess.run(command, capture_output=True, text=True, timeout=280, env=env)
 
 
 def finished(journal: Path) -> list[dict[str, Any]]:
@@ -100,7 +100,7 @@ def test_a_profile_killed_at_any_moment_ends_as_an_undisturbed_one(
     journal = tmp_path / "out.parquet.journal"
     env = {**os.environ, "OMNIGYM_TOKEN": TOKEN, "OMNIGYM_SECRET": SECRET}
     process = subprocess.Popen(command(tasks, environment, world.url, out), stderr=subprocess.DEVNULL, env=env)
-    eventually(lambda: journal.exists() and len(finished(journal)) >= 2, 120)
+    eventually(lambda: journal.exists() and len(finished(journal)) >= 2, 250)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     time.sleep(0.5)  # calls that were under way

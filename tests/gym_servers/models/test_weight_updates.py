@@ -135,13 +135,13 @@ def test_an_earlier_version_comes_back_only_when_it_is_meant_to() -> None:
     with model_world(ScriptedEngine(["one"])) as world:
         assert world.http.get("/admin/weights").json() == {"digest": ""}
         world.update(2, "d2")
-        refused = world.update(1, "d1", status=422)
+        refused = world.update(1, "d1", status=400)
         assert "version 1 after 2" in refused["error"]["message"] and world.state()["weight_version"] == 2
         assert world.update(1, "d1", back=True)["weight_version"] == 1
         assert world.http.get("/admin/weights").json() == {"digest": "d1"}
         world.chat(ASK["messages"])
         assert world.update(2, "d2")["digest"] == "d2"
-        world.update(2, "d3", status=422, back=True)  # a version stands for one set of weights all the same
+        world.update(2, "d3", status=400, back=True)  # a version stands for one set of weights all the same
         export = world.close()
     assert [segment.weight_version for segment in export.segments] == [1]
 
