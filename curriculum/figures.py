@@ -20,8 +20,8 @@ class Frame:
 
     steps: int
     high: float
-    width: int = 640
-    height: int = 260
+    width: int = 900
+    height: int = 280
 
     def x(self, step: float) -> float:
         return LEFT + step / max(1, self.steps - 1) * (self.width - LEFT - RIGHT)
@@ -125,7 +125,7 @@ def stacked(series: Mapping[str, Sequence[int]]) -> str:
             below[column] += counts[step]
             parts.append(
                 f'<rect x="{LEFT + column * width:.2f}" y="{top:.1f}" width="{width + 0.1:.2f}" height="{bottom - top:.1f}" '
-                f'fill="{colour}"/>'
+                f'fill="{colour}" shape-rendering="crispEdges"/>'
             )
     return svg(frame, frame.axes() + "".join(parts), names)
 
@@ -152,7 +152,7 @@ def left_in_bins(rates: Sequence[float], sizes: Sequence[int], left: Sequence[Se
                 end += 1
             parts.append(
                 f'<rect x="{LEFT + start * width:.2f}" y="{y + 1}" width="{(end - start) * width + 0.1:.2f}" '
-                f'height="{row - 2}" fill="{shade}"/>'
+                f'height="{row - 2}" fill="{shade}" shape-rendering="crispEdges"/>'
             )
             start = end
     return svg(frame, "".join(parts) + frame.step_axis())

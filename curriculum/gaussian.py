@@ -113,6 +113,8 @@ class DomainOrder:
         """The next step's tasks, [count], those of an ending epoch before those of the next."""
         wanted = int(self._step_counts[self._step])
         chosen = [np.empty(0, dtype=np.int64)]
+        if not wanted and self._rounding is not None:
+            self._rounding.settle(np.zeros_like(self._sizes))
         while wanted:
             left = int(self._left.sum())
             if not left:

@@ -53,13 +53,14 @@ class Rounding:
         chain = ends[np.searchsorted(ends[:-1], np.arange(last))] + 1
         return (2 * when + apart).tolist(), chain.tolist()
 
-    def _urgency(self, column: int) -> tuple[bool, list[int], int]:
-        """Sort key of the bin's next single task in this step; smaller is drawn first."""
+    def _urgency(self, column: int) -> tuple[bool, list[int], int, int]:
+        """Sort key of the bin's next single task in this step; smaller is drawn first. Of those that are due after the last step,
+        the one that comes nearest to being due in it."""
         taken = int(self._taken[column])
         early = int(self._due[self._step, column]) <= taken * UNIT  # its window is not open yet
         codes, chain = self._windows[column]
-        never = [2 * len(self._due) + 1]
-        return early, codes[taken : chain[taken]] if taken < len(codes) else never, column
+        windows = codes[taken : chain[taken]] if taken < len(codes) else [2 * len(self._due) + 1]
+        return early, windows, taken * UNIT - int(self._due[-1, column]), column
 
     def counts(self) -> NDArray[np.int64]:
         """Tasks of each bin in the next step, [bins]: its target rounded down or up."""

@@ -18,6 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("gym_servers", "environments", "curriculum", "genrm", "rl_trainer", "tests", "pyproject.toml")
 TRAINER = "tests/rl_trainer"
+CURRICULUM = "tests/curriculum"
 
 
 @dataclass(frozen=True)
@@ -438,6 +439,118 @@ MUTATIONS = (
         "if any(result.name in session.ending_tools and not result.error for result in done):",
         "if False:",
         "tests/gym_servers/test_conversation_agent.py::test_an_ending_tool_ends_it_and_one_that_was_refused_does_not",
+    ),
+    Mutation(
+        "the target's mean stands still",
+        "curriculum/options.py",
+        "* (step / max(1, self.steps - 1))",
+        "* (0 / max(1, self.steps - 1))",
+        f"{CURRICULUM}/test_plan.py::test_the_mean_falls_linearly_from_the_first_to_the_last_step",
+    ),
+    Mutation(
+        "the mean never reaches its end",
+        "curriculum/options.py",
+        "(step / max(1, self.steps - 1))",
+        "(step / max(1, self.steps))",
+        f"{CURRICULUM}/test_plan.py::test_the_mean_falls_linearly_from_the_first_to_the_last_step",
+    ),
+    Mutation(
+        "a Gaussian without the half",
+        "curriculum/gaussian.py",
+        "log: Shares = -0.5 * ((rates - mean) / sigma) ** 2",
+        "log: Shares = -1.0 * ((rates - mean) / sigma) ** 2",
+        f"{CURRICULUM}/test_gaussian.py::test_the_target_by_hand",
+    ),
+    Mutation(
+        "densities that underflow",
+        "curriculum/gaussian.py",
+        "np.exp(log - log.max())",
+        "np.exp(log)",
+        f"{CURRICULUM}/test_gaussian.py::test_a_target_far_from_every_bin_is_the_nearest_one",
+    ),
+    Mutation(
+        "pass rates rounded down to their bin",
+        "curriculum/gaussian.py",
+        "np.floor(pass_rate * n + 0.5)",
+        "np.floor(pass_rate * n)",
+        f"{CURRICULUM}/test_gaussian.py::test_pass_rates_go_to_the_nearest_bin_by_hand",
+    ),
+    Mutation(
+        "empty bins keep their target",
+        "curriculum/gaussian.py",
+        "distance[:, empty] = np.inf",
+        "distance[:, empty] += 0",
+        f"{CURRICULUM}/test_gaussian.py::test_an_empty_bin_s_target_goes_to_the_nearest_by_hand",
+    ),
+    Mutation(
+        "every epoch in one order",
+        "curriculum/gaussian.py",
+        "{rate:.9f}|{epoch}",
+        "{rate:.9f}|0",
+        f"{CURRICULUM}/test_gaussian.py::test_epochs_have_permutations_of_their_own",
+    ),
+    Mutation(
+        "a dry bin is not noticed",
+        "curriculum/gaussian.py",
+        "np.any((self._left == 0) & (counts > 0))",
+        "np.any((self._left < 0) & (counts > 0))",
+        f"{CURRICULUM}/test_plan.py::test_a_plan_keeps_its_promises",
+    ),
+    Mutation(
+        "a step without a task is not counted",
+        "curriculum/gaussian.py",
+        "self._rounding.settle(np.zeros_like(self._sizes))",
+        "pass",
+        f"{CURRICULUM}/test_gaussian.py::test_a_step_without_a_task_moves_nothing",
+    ),
+    Mutation(
+        "bins by largest remainder of the step alone",
+        "curriculum/rounding.py",
+        "self._due = lag + np.cumsum(rest, axis=0)",
+        "self._due = lag + rest",
+        f"{CURRICULUM}/test_rounding.py::test_a_moving_gaussian_is_followed_within_one_task",
+    ),
+    Mutation(
+        "windows that overlap are not urgent",
+        "curriculum/rounding.py",
+        "(2 * when + apart).tolist()",
+        "(2 * when).tolist()",
+        f"{CURRICULUM}/test_rounding.py::test_a_tie_goes_to_the_bin_whose_next_task_is_due_sooner_by_hand",
+    ),
+    Mutation(
+        "solved tasks are kept",
+        "curriculum/filter.py",
+        "solved = profile.pass_rate >= 1.0",
+        "solved = profile.pass_rate > 1.0",
+        f"{CURRICULUM}/test_profile.py::test_the_filter_by_hand",
+    ),
+    Mutation(
+        "the batch is not shuffled",
+        "curriculum/plan.py",
+        "return tasks[permutation(",
+        "return tasks; _ = tasks[permutation(",
+        f"{CURRICULUM}/test_plan.py::test_domains_are_shuffled_within_the_batch",
+    ),
+    Mutation(
+        "replacements from the batch",
+        "curriculum/plan.py",
+        "free = ~np.isin(tasks, batch)",
+        "free = np.isin(tasks, batch[:0], invert=True)",
+        f"{CURRICULUM}/test_plan.py::test_replacements_are_a_second_stream",
+    ),
+    Mutation(
+        "every attempt replaces alike",
+        "curriculum/plan.py",
+        "np.arange(attempt * count, (attempt + 1) * count)",
+        "np.arange(count)",
+        f"{CURRICULUM}/test_plan.py::test_replacements_are_a_second_stream",
+    ),
+    Mutation(
+        "replacements ignore how many tasks a bin has",
+        "curriculum/plan.py",
+        "np.repeat(log_weights - np.log(sizes), sizes)",
+        "np.repeat(log_weights, sizes)",
+        f"{CURRICULUM}/test_plan.py::test_replacements_follow_the_step_s_target",
     ),
 )
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = ("rollout_cpu", "verify_cpu", "server_start", "grpo_step_vs_trl", "sandbox", "workplace")
+SCRIPTS = ("rollout_cpu", "verify_cpu", "server_start", "grpo_step_vs_trl", "sandbox", "workplace", "curriculum")
 
 
 def run(script: str, *arguments: str) -> str:
@@ -85,3 +85,9 @@ def test_a_run_of_the_sandbox_beside_a_fresh_interpreter() -> None:
     told = result("sandbox", "--runs", "80", "--rounds", "1")
     assert 0 < told["cpu_ms"] < told["fresh_cpu_ms"]
     assert told["times_as_many"] == pytest.approx(told["runs_per_second"] / told["fresh_runs_per_second"], rel=0.02)
+
+
+def test_a_small_plan_is_measured() -> None:
+    found = result("curriculum", "--tasks", "5000", "--steps", "20")
+    assert set(found["seconds"]) == {"read", "plan", "page", "resume in the middle", "replacements"}
+    assert found["seconds"]["plan"] > 0 and found["page_bytes"] > 10_000
