@@ -54,7 +54,7 @@ def checkpoint_digest(folder: Path) -> str:
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
             try:
-                header = orjson.loads(file.read(size))
+                header = orjson.loads(file.read(min(size, path.stat().st_size)))
             except orjson.JSONDecodeError as error:
                 raise OmnigymError(f"'{path}' is no safetensors file ({error}): get the checkpoint again") from None
             for name, entry in header.items():
