@@ -108,9 +108,10 @@ def test_a_group_that_only_truncated_or_failed_rollouts_tell_apart_has_no_spread
 
 
 def flat(*groups: str) -> Any:
+    """Rewards 1, 1, 1 of a group that is named; 0, 0.25, 1 of others, none of which is the mean of its siblings'."""
+
     def change(rollout: Rollout) -> None:
-        if rollout.group in groups:
-            rollout.reward = 1.0
+        rollout.reward = 1.0 if rollout.group in groups else (0.0, 0.25, 1.0)[rollout.attempt]
 
     return change
 
