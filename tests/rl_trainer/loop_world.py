@@ -146,6 +146,21 @@ def small_config(model: Path, folder: Path, **values: Any) -> RunConfig:
     return RunConfig.model_validate({**tree, **values})
 
 
+def easy_profile() -> Profile:
+    """t0, t1, t2 of both environments, solved in 1/4, 1/2 and 3/4 of 4 rollouts."""
+    n = 2 * TASKS
+    return Profile(
+        task_id=np.array([f"t{k}" for k in range(TASKS)] * 2),
+        domain=np.array(["a"] * TASKS + ["bb"] * TASKS),
+        pass_rate=np.array([0.25, 0.5, 0.75] * 2),
+        n=np.full(n, 4),
+        stderr=np.full(n, 0.25),
+        mean_tokens=np.full(n, 8.0),
+        truncated=np.zeros(n),
+        weights="start",
+    )
+
+
 def sampler_of(config: RunConfig, tasks: Mapping[str, Sequence[LoadedTask]], profile: Profile | None = None) -> Sampler:
     options = CurriculumOptions(
         ratios={name: config.mixture[name] for name in config.environments},
