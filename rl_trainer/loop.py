@@ -225,7 +225,7 @@ class Run:
         profile = new_profile(self.config, self.store, self.sampler, step, digest, self.generation, self.observer)
         if best != step:
             self.sync(step)
-        self.sampler.replan(step, profile)
+        self.observer.note(self.sampler.replan(step, profile))
 
     def sync(self, version: int, moved: bool = False) -> None:
         """Give the engine the policy's weights; digest and canary prove that it has them (pitfalls 14, 35).

@@ -44,8 +44,8 @@ def plateaued(scores: Sequence[float], patience: int, min_improvement: float) ->
 
 
 def replan_due(config: RunConfig, store: RunStore, sampler: Sampler, step: int) -> bool:
-    """Whether the validation after `step` steps is the last of a plateau, counted since the present plan began."""
-    wanted, since = config.curriculum.replan, sampler.plan(step).start
+    """Whether the validation after `step` steps is the last of a plateau, counted since the last profile."""
+    wanted, since = config.curriculum.replan, sampler.profiled
     if not wanted.patience or since == step or step % config.val.every:
         return False
     scores = validation_scores(store.metrics(), since)
@@ -69,5 +69,5 @@ def new_profile(
     observer.phase(step, "profile", len(tasks) * samples)
     with Profiler(path, made_with(config, weights), samples, config.seed) as profiler:
         found = collect_profile(profiler, tasks, generation, config.failure_limit, observer.rollout)
-    observer.note(f"new plan from step {step}. {found.describe()}")
+    observer.note(found.describe())
     return read_profile(path)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from curriculum.options import CurriculumOptions
+from curriculum.options import CurriculumError, CurriculumOptions
 from curriculum.plan import Planner
 from curriculum.profile import Profile, read_profile
 from gym_servers.checkpoints import checkpoint_digest
@@ -73,10 +73,18 @@ class Sampler:
     ) -> None:
         self.tasks, self.options = tasks, options
         self.plans = [Plan(tasks, options, profile)]
+        self.profiled = 0
+        """Step of the last profile."""
 
-    def replan(self, step: int, profile: Profile) -> None:
-        """A new plan of `profile` from `step` on."""
-        self.plans.append(Plan(self.tasks, self.options, profile, step))
+    def replan(self, step: int, profile: Profile) -> str:
+        """A new plan of `profile` from `step` on. Where none can be made of it, such as when an environment's tasks are all solved by now,
+        the one before goes on, and what is returned says why."""
+        self.profiled = step
+        try:
+            self.plans.append(Plan(self.tasks, self.options, profile, step))
+        except (ConfigError, CurriculumError) as error:
+            return f"the profile of step {step} makes no plan, the one before goes on: {error}"
+        return f"new plan from step {step}"
 
     def plan(self, step: int) -> Plan:
         """The plan that holds at `step`."""

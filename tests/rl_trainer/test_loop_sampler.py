@@ -188,6 +188,19 @@ def test_a_new_plan_begins_at_its_step_and_moves_nothing_before_it() -> None:
         plain.load_state_dict(moved.state_dict())
 
 
+def test_a_profile_that_makes_no_plan_leaves_the_one_before() -> None:
+    """All tasks of an environment are solved by now, or one has no pass rate: the run is not lost for it, and says so."""
+    pools = {"a": tasks("a", 4), "b": tasks("b", 2)}
+    before = {"a": [0.5] * 4, "b": [0.5] * 2}
+    plain, moved = (Sampler(pools, options(order="gaussian", steps=6), profile_of(before)) for _ in range(2))
+    said = moved.replan(2, profile_of({"a": [0.5] * 4, "b": [1.0] * 2}))
+    assert "makes no plan, the one before goes on: domain 'b' has no eligible task" in said
+    assert "1 of 2 tasks of environment 'b' are not in" in moved.replan(3, profile_of({"a": [0.5] * 4, "b": [0.5]}))
+    assert [moved.next(step) for step in range(6)] == [plain.next(step) for step in range(6)] and moved.profiled == 3
+    plain.load_state_dict(moved.state_dict())
+    assert moved.replan(4, profile_of(before)) == "new plan from step 4"
+
+
 def test_replacements_are_of_the_same_environments_and_move_nothing() -> None:
     sampler, fresh = (make(seed=4, n=60, batch=8) for _ in range(2))
     batch = sampler.next(3)
