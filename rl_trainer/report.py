@@ -52,7 +52,7 @@ def svg(curves: Mapping[str, Curve], marks: Sequence[int] = (), width: int = 420
         left_x, foot = place(step, low_y).split(",")
         parts.append(
             f'<line x1="{left_x}" x2="{left_x}" y1="{top}" y2="{foot}" stroke="#888" stroke-dasharray="4 3">'
-            f"<title>new plan from step {step}</title></line>"
+            f"<title>new profile at step {step}</title></line>"
         )
     for k, (name, curve) in enumerate(clean.items()):
         colour = COLOURS[k % len(COLOURS)]
@@ -179,7 +179,7 @@ def build_report(store: RunStore) -> Path:
         curve = {title: [(r["step"], float(r[key])) for r in records if r.get(key) is not None]}
         figures.append(f"<figure><figcaption>{title}</figcaption>{svg(curve, marks)}</figure>")
     if marks:
-        steps = ", ".join(f"new plan from step {step}" for step in marks)
+        steps = ", ".join(f"new profile at step {step}" for step in marks)
         figures.append(
             f"<p>Dashed lines: validation had come to a plateau, or a new profile was asked for ({steps}).</p>"
         )

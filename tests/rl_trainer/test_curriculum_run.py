@@ -231,7 +231,7 @@ def test_a_plateau_makes_a_new_profile_with_the_best_checkpoint_and_a_new_plan(m
     for step, ids in held.items():
         assert {r.task_id for r in run.store.read(step_label(step))} == set(ids)
     text = build_report(run.store).read_text()
-    assert "batch difficulty" in text and text.count("new plan from step 2") >= 1
+    assert "batch difficulty" in text and text.count("new profile at step 2") >= 1
     records = [r for r in run.store.metrics() if "loss" in r]
     rates = read_profile(found[3])
     mean = np.mean(
