@@ -16,6 +16,18 @@ class CurriculumError(OmnigymError):
     """A plan that cannot be made, or not be gone on with: says which domain or option, and what to do."""
 
 
+class ReplanConfig(BaseModel):
+    """When a run makes a new profile with its best checkpoint, and a new plan of it for the steps that are left (report, section 3.2.2:
+    once validation plateaus)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    patience: int = Field(default=0, ge=0)
+    """So many validations (`val.every`) in a row without an improvement; 0: never."""
+    min_improvement: float = Field(default=0.0, ge=0, le=1)
+    """By more than this a pass rate must exceed the best one before it, to be an improvement."""
+
+
 class CurriculumConfig(BaseModel):
     """The sub-tree `curriculum:` of a run's configuration.
 
@@ -33,6 +45,9 @@ class CurriculumConfig(BaseModel):
     """Standard deviation, in units of pass rate."""
     hold_out_unsolved: bool = False
     """Leave out tasks that no rollout solved, until they are profiled again."""
+    samples: int = Field(default=8, ge=1)
+    """Rollouts of a task in a profile of this run."""
+    replan: ReplanConfig = ReplanConfig()
 
 
 class CurriculumOptions(BaseModel):

@@ -38,33 +38,41 @@ def read_lines(path: Path) -> Iterator[tuple[str, bytes]]:
                 yield f"{path}:{number}", line
 
 
+class TaskNames:
+    """Ids of the tasks of one environment, in the order in which they are read. A row without an id gets one; equal rows do not merge."""
+
+    def __init__(self) -> None:
+        self._occurrences: Counter[str] = Counter()
+        self._given: dict[str, str] = {}
+
+    def name(self, where: str, row: dict[str, Any]) -> str:
+        """The id of `row`. Raises RowError for one that is no string or comes twice."""
+        task_id = row.get("task_id")
+        if task_id is None:
+            plain = row_task_id(row)
+            task_id = row_task_id(row, self._occurrences[plain])
+            self._occurrences[plain] += 1
+        elif not isinstance(task_id, str):
+            raise RowError(f"{where}: field 'task_id' must be a string, found {type(task_id).__name__}")
+        elif task_id in self._given:
+            raise RowError(f"{where}: task_id '{task_id}' is also that of {self._given[task_id]}: ids must differ")
+        else:
+            self._given[task_id] = where
+        return task_id
+
+
 def named_tasks(
     rows: Iterable[tuple[str, dict[str, Any]]], check: Callable[[dict[str, Any]], object] | None = None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(task id, row) of (where, row), each row checked. Rows without an id get one; equal rows do not merge.
-
-    Raises RowError that names where: of `check`, and for an id that is no string or comes twice.
-    """
-    occurrences: Counter[str] = Counter()
-    given: dict[str, str] = {}
+    """(task id, row) of (where, row), each row checked; ids as of TaskNames. Raises RowError that names where, also of `check`."""
+    names = TaskNames()
     for where, row in rows:
         if check is not None:
             try:
                 check(row)
             except RowError as error:
                 raise RowError(f"{where}: {error}") from None
-        task_id = row.get("task_id")
-        if task_id is None:
-            plain = row_task_id(row)
-            task_id = row_task_id(row, occurrences[plain])
-            occurrences[plain] += 1
-        elif not isinstance(task_id, str):
-            raise RowError(f"{where}: field 'task_id' must be a string, found {type(task_id).__name__}")
-        elif task_id in given:
-            raise RowError(f"{where}: task_id '{task_id}' is also that of {given[task_id]}: ids must differ")
-        else:
-            given[task_id] = where
-        yield task_id, row
+        yield names.name(where, row), row
 
 
 @contextlib.contextmanager

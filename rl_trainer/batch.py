@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -62,12 +61,3 @@ def keep_books(
             books.add(key, "cancelled", dropped)
     books.check({rollout_key(r): sampled_tokens(r) for r in rollouts}, n=int(trained["n"]))
     return books.totals()
-
-
-def group_means(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Mean reward of each group over its rollouts that did not fail."""
-    found: dict[str, list[float]] = defaultdict(list)
-    for rollout in rollouts:
-        if rollout.failure is None and rollout.reward is not None:
-            found[rollout.group].append(rollout.reward)
-    return {group: sum(values) / len(values) for group, values in found.items()}

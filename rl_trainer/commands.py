@@ -14,15 +14,8 @@ from gym_servers.checkpoints import resolve_model
 from gym_servers.protocol import OmnigymError
 from rl_trainer.config import ConfigError, RunConfig, load_config
 from rl_trainer.interrupt import INTERRUPTS
-from rl_trainer.sampler import (
-    LoadedTask,
-    RandomSampler,
-    drop_long_prompts,
-    load_heldout,
-    load_rows,
-    prompt_counter,
-)
 from rl_trainer.store import RunStore, write_whole
+from rl_trainer.tasks import LoadedTask, drop_long_prompts, load_heldout, load_rows, prompt_counter
 
 
 def load_tasks(config: RunConfig, model: Path) -> tuple[dict[str, list[LoadedTask]], list[LoadedTask], list[str]]:
@@ -46,16 +39,12 @@ def load_tasks(config: RunConfig, model: Path) -> tuple[dict[str, list[LoadedTas
     return train, heldout if config.val.tasks else [], dropped
 
 
-def make_sampler(config: RunConfig, tasks: dict[str, list[LoadedTask]]) -> RandomSampler:
-    """The sampler that `config.sampler` names; there is one so far."""
-    kinds = {"random": RandomSampler}
-    return kinds[config.sampler](tasks, config.mixture, config.tasks_per_step, config.seed)
-
-
 def print_plan(console: Console, config: RunConfig, model: Path) -> None:
     """What the run would do: nothing is started or written."""
+    from rl_trainer.sampler import make_sampler
+
     tasks, heldout, dropped = load_tasks(config, model)
-    sampler = make_sampler(config, tasks)
+    sampler = make_sampler(config, tasks, model)
     size = config.tasks_per_step * config.group_size
     console.print(f"model {config.model} at {model}")
     for name, members in tasks.items():
@@ -70,8 +59,11 @@ def print_plan(console: Console, config: RunConfig, model: Path) -> None:
     )
     console.print(f"held-out: {len(heldout)} tasks x {config.val.samples} samples, before and after")
     for step in range(min(3, config.steps)):
-        names = ", ".join(f"{p.task.environment}/{p.task.task_id}" for p in sampler.next(step))
-        console.print(f"step {step}: {names}", soft_wrap=True)
+        batch = sampler.next(step)
+        names = ", ".join(f"{p.task.environment}/{p.task.task_id}" for p in batch)
+        rates = sampler.plan(step).pass_rates([(p.task.environment, p.task.task_id) for p in batch])
+        mean = f" (profile's pass rate {sum(rates) / len(rates):.2f})" if rates else ""
+        console.print(f"step {step}{mean}: {names}", soft_wrap=True)
     console.print(config.to_yaml(), markup=False)
 
 
@@ -85,12 +77,14 @@ def execute(
     from rl_trainer.metrics import MetricsLog, PeakMemory
     from rl_trainer.progress import Progress
     from rl_trainer.report import build_report, write_summary
+    from rl_trainer.sampler import make_sampler
     from rl_trainer.services import Services
 
     began, memory = time.monotonic(), PeakMemory()
     reference = resolve_model(config.policy.reference) if config.policy.reference else None
     options = config.policy_options(model, reference)
     tasks, heldout, dropped = load_tasks(config, model)
+    sampler = make_sampler(config, tasks, model, store.profiles())
     with Services(config, store.folder) as services, Progress(config.steps, config.environments, console) as progress:
         for name in dropped:
             progress.note(f"prompt over {config.prompt_limit} tokens, left out: {name}")
@@ -115,7 +109,7 @@ def execute(
         run = Run(
             config,
             store,
-            make_sampler(config, tasks),
+            sampler,
             policy,
             services.generation(restarted) if source is None else None,
             log,

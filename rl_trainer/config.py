@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from curriculum.mixture import MixtureError, shares
+from curriculum.options import CurriculumConfig
 from gym_servers.hosts.servers import IMAGE, HostKind
 from gym_servers.protocol import OmnigymError
 from gym_servers.registry import add_folder, load_environment
@@ -80,6 +81,13 @@ class ValidationConfig(Options):
     seed: int = 1000
     every_samples: int = Field(default=1, ge=1)
     """Samples of a task in the evaluations between the first and the last."""
+
+
+class DynamicSamplingConfig(Options):
+    """Groups whose rewards are all equal, which teach nothing, are replaced by others (DAPO, arXiv 2503.14476)."""
+
+    max_attempts: int = Field(default=0, ge=0)
+    """So many groups at most are sampled in place of one, in each step; 0: none is replaced."""
 
 
 class CheckpointConfig(Options):
@@ -154,7 +162,9 @@ class RunConfig(Options):
     environment_urls: dict[str, str] = {}
     """Environments that another server serves, such as one of NeMo-Gym's: each has its tasks in tasks.NAME.file."""
     placement: PlacementConfig = PlacementConfig()
-    sampler: Literal["random"] = "random"
+    sampler: Literal["gaussian", "random", "sequential"] = "random"
+    curriculum: CurriculumConfig = CurriculumConfig()
+    dynamic_sampling: DynamicSamplingConfig = DynamicSamplingConfig()
     sampling: SamplingConfig = SamplingConfig()
     algorithm: AlgorithmOptions = AlgorithmOptions()
     optimizer: OptimizerOptions = OptimizerOptions()
@@ -175,6 +185,13 @@ class RunConfig(Options):
     def _absolute(cls, folders: list[Path]) -> list[Path]:
         return [folder.resolve() for folder in folders]  # a resumed run may be started elsewhere
 
+    @field_validator("curriculum")
+    @classmethod
+    def _absolute_profile(cls, curriculum: CurriculumConfig) -> CurriculumConfig:
+        if curriculum.profile is None:
+            return curriculum
+        return curriculum.model_copy(update={"profile": curriculum.profile.resolve()})
+
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
@@ -184,6 +201,12 @@ class RunConfig(Options):
             shares(self.mixture)
         except MixtureError as error:
             raise ValueError(str(error)) from None
+        if self.sampler == "gaussian" and self.curriculum.profile is None:
+            raise ValueError(
+                "sampler 'gaussian' needs curriculum.profile, a file that `omnigym profile --config` makes of this configuration"
+            )
+        if self.curriculum.replan.patience and not self.val.every:
+            raise ValueError("curriculum.replan.patience counts validations: set val.every too")
         for key, named in (
             ("tasks", set(self.tasks)),
             ("settings", set(self.settings)),

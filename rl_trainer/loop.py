@@ -11,25 +11,37 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from gym_servers.passk import mean_and_stderr
-from gym_servers.protocol import OmnigymError, Rollout
-from gym_servers.rollouts import rollout_seed
+from gym_servers.protocol import Rollout
 from rl_trainer.actors import Policy
 from rl_trainer.advantages import compute_advantages
-from rl_trainer.batch import group_means, keep_books, make_batch, outcome, rollout_key
-from rl_trainer.checkpoint import list_checkpoints, mark_best, prune_checkpoints, remove_unfinished
+from rl_trainer.batch import keep_books, make_batch, outcome
+from rl_trainer.checkpoint import best_step, list_checkpoints, mark_best, prune_checkpoints, remove_unfinished
 from rl_trainer.config import RunConfig
+from rl_trainer.dynamic_sampling import Places, dropped_figures
 from rl_trainer.evaluation import evaluate, task_means
+from rl_trainer.generation import (
+    Generation,
+    Observer,
+    RolloutPlan,
+    RunStopped,
+    check_complete,
+    check_failures,
+    check_versions,
+    plan_rollouts,
+)
 from rl_trainer.metrics import MetricsLog, PhaseClock, sampled_tokens, step_record
-from rl_trainer.sampler import LoadedTask, PlannedTask, Sampler
-from rl_trainer.store import RunStore, step_label, write_whole
-from rl_trainer.weights import mean_difference
+from rl_trainer.observed import Observed, difficulty
+from rl_trainer.replan import new_profile, replan_due
+from rl_trainer.sampler import Sampler
+from rl_trainer.store import RunStore, is_dropped, mark_dropped, step_label, write_whole
+from rl_trainer.tasks import LoadedTask, PlannedTask
+from rl_trainer.weights import export_checkpoint_weights, mean_difference
 
 CANARY_FLOOR = 1e-3
 """Mean |dlp| that is never an alarm: two float32 engines differ by rounding, and 1.5 times nothing is nothing."""
@@ -41,46 +53,19 @@ REHEARSAL_SHARE = 0.1
 model; a tied lm_head that stays as it was is 0.58."""
 
 
-class RunStopped(OmnigymError):
-    """The run cannot go on honestly: says why, and what to do."""
-
-
 @dataclass(frozen=True)
-class RolloutPlan:
-    """One rollout to sample: which task, in which group, with which seed."""
+class Learned:
+    """A step that is trained and not yet finished. rollouts: those of `sampled` that were trained on."""
 
-    task: LoadedTask
-    rollout_id: str
-    group: str
-    attempt: int
-    seed: int
-    label: str
+    sampled: list[Rollout]
+    rollouts: list[Rollout]
+    trained: dict[str, Any]
+    books: dict[str, int]
 
-
-class Generation(Protocol):
-    """Where rollouts come from: a model server and environments. It never runs while the policy trains."""
-
-    def collect(self, plans: Sequence[RolloutPlan], on_done: Callable[[Rollout], None]) -> None:
-        """All of `plans`, each once; `on_done` in the order in which they end. What failed for good is a failure."""
-        ...
-
-    def update_weights(self, path: Path, digest: str, version: int, rehearsal: bool = False) -> str:
-        """Load the weights in `path`; returns the digest of what the engine received. rehearsal: nothing is sampled with them."""
-        ...
-
-    def score(self, token_ids: Sequence[Sequence[int]]) -> list[list[float]]: ...
-
-
-class Observer(Protocol):
-    """Who watches a run (rl_trainer/progress.py)."""
-
-    def phase(self, step: int, name: str, total: int = 0) -> None: ...
-
-    def rollout(self, rollout: Rollout) -> None: ...
-
-    def step(self, record: Mapping[str, Any]) -> None: ...
-
-    def note(self, text: str) -> None: ...
+    def figures(self) -> dict[str, float]:
+        """Figures of its sampling."""
+        tokens = float(sum(map(sampled_tokens, self.rollouts)))
+        return {"sampled_tokens": tokens, **dropped_figures(self.sampled)}
 
 
 @dataclass
@@ -111,45 +96,45 @@ class Run:
         self.learn(step, rollouts, clock, on_policy=True)
         with clock("sync"):
             self.observer.phase(step, "sync")
-            trained = self._pending[1]
+            trained = self._learned.trained
             self.sync(step + 1, moved=trained["grad_norm"] > 0 and trained["lr"] > 0)
         self.finish(step, clock)
 
     def learn(self, step: int, rollouts: list[Rollout], clock: PhaseClock, on_policy: bool) -> None:
-        """Rollouts of one step, in the plan's order, to an optimiser step."""
+        """Rollouts of one step, in the plan's order, to an optimiser step. Those that were dropped are observed only."""
         self.observer.phase(step, "train")
-        rollouts = sorted(rollouts, key=lambda r: (r.group, r.attempt))
+        sampled = sorted(rollouts, key=lambda r: (r.group, r.attempt))
         if on_policy:
-            check_versions(rollouts, step)
+            check_versions(sampled, step)
+        rollouts = [rollout for rollout in sampled if not is_dropped(rollout)]
         with clock("advantages"):
             advantages = compute_advantages([outcome(rollout) for rollout in rollouts], self.config.algorithm)
             batch = make_batch(rollouts, advantages)
         with clock("train"):
             trained = self.policy.train_step(batch, step)
         totals = keep_books(rollouts, advantages, trained)
-        self.sampler.observe(step, group_means(rollouts))
+        self.observed.add(step, sampled)
         for line in trained["warnings"]:
             self.observer.note(f"step {step}: {line}")
         if trained["skipped"]:
             self.observer.note(f"step {step}: no token of a valid rollout is left (N = 0), weights are unchanged")
-        self._pending = (rollouts, trained, totals)
+        self._learned = Learned(sampled, rollouts, trained, totals)
 
     def finish(self, step: int, clock: PhaseClock) -> None:
         """Validate, checkpoint and log a step."""
         done = step + 1
-        rollouts, trained, totals = self._pending
+        rollouts, trained = self._learned.rollouts, self._learned.trained
         best = None
         due = self.config.val.every and done % self.config.val.every == 0 and done < self.config.steps
         if due and self.heldout and self.generation is not None:
             with clock("validate"):
                 found = self.evaluate(f"eval_{done:06d}", done, self.config.val.every_samples)
                 best = mean_and_stderr(list(task_means(found).values()))[0]
-        tokens = sum(sampled_tokens(rollout) for rollout in rollouts)
         seconds = clock.seconds.get("generate", 0.0)
-        extra = {**self.counters, "sampled_tokens": float(tokens)}
+        extra = {**self.counters, **self._learned.figures(), **difficulty(self.sampler.plan(step), rollouts)}
         if seconds:
-            extra["tokens_per_second"] = tokens / seconds
-        record = step_record(step, rollouts, trained, totals, clock.seconds, extra)
+            extra["tokens_per_second"] = sum(map(sampled_tokens, self._learned.sampled)) / seconds
+        record = step_record(step, rollouts, trained, self._learned.books, clock.seconds, extra)
         if best is not None or done % self.config.checkpoint.every == 0 or done == self.config.steps:
             with clock("checkpoint"):
                 self.observer.phase(step, "checkpoint")
@@ -163,9 +148,21 @@ class Run:
     def collect(self, step: int, tasks: Sequence[PlannedTask]) -> list[Rollout]:
         """The groups of a step, written ahead: on disk and committed before any of them is trained on."""
         label, size = step_label(step), self.config.group_size
-        self.observer.phase(step, "generate", len(tasks) * size)
-        plans = plan_rollouts(self.config.seed, self.store.folder.name, label, tasks, size)
-        return self._gather(label, plans)
+        places = Places(tasks, self.config.algorithm)
+
+        def plans_of(tasks: Sequence[PlannedTask]) -> list[RolloutPlan]:
+            self.observer.phase(step, "generate", len(tasks) * size)
+            return plan_rollouts(self.config.seed, self.store.folder.name, label, tasks, size)
+
+        def replacements(rollouts: Sequence[Rollout]) -> Iterator[list[RolloutPlan]]:
+            for attempt in range(self.config.dynamic_sampling.max_attempts):
+                if chosen := places.replace(rollouts, self.sampler.replacements(step, attempt)):
+                    yield plans_of(chosen)
+
+        rollouts = self._gather(label, plans_of(tasks), replacements, places.dropped)
+        if figures := dropped_figures(rollouts):
+            self.observer.note(f"step {step}: " + ", ".join(f"{name} {count:.0f}" for name, count in figures.items()))
+        return rollouts
 
     def evaluate(self, label: str, done: int, samples: int) -> list[Rollout]:
         """`samples` rollouts of every held-out task under the present weights; those on disk are not sampled again."""
@@ -183,7 +180,14 @@ class Run:
             self.log.write({**record, "environments": evaluate(rollouts)})
         return rollouts
 
-    def _gather(self, label: str, plans: list[RolloutPlan]) -> list[Rollout]:
+    def _gather(
+        self,
+        label: str,
+        plans: list[RolloutPlan],
+        more: Callable[[Sequence[Rollout]], Iterable[list[RolloutPlan]]] = lambda rollouts: (),
+        dropped: Callable[[Sequence[Rollout]], Sequence[str]] = lambda rollouts: (),
+    ) -> list[Rollout]:
+        """The rollouts of `plans`, then those that `more` wants of what there is, committed with the groups that are `dropped`."""
         if self.generation is None:
             raise RunStopped(f"no stored rollouts for '{label}' and no model server to sample them")
         rollouts: list[Rollout] = []
@@ -196,13 +200,32 @@ class Run:
 
         try:
             self.generation.collect(plans, done)
+            for added in more(rollouts):
+                self.generation.collect(added, done)
+                plans = plans + added
             check_complete(plans, rollouts, label)
             check_failures(rollouts, self.config.failure_limit, label)
-            writer.commit()
+            writer.commit(dropped(rollouts))
         except BaseException:
             writer.abandon()
             raise
-        return rollouts
+        return mark_dropped(rollouts, dropped(rollouts))
+
+    def replan(self, step: int) -> None:
+        """Before `step`, where the validations so far have come to a plateau: a profile with the best checkpoint, and a new plan of it
+        for the steps that are left."""
+        if self.generation is None or not replan_due(self.config, self.store, self.sampler, step):
+            return
+        best = best_step(self.store.checkpoints)
+        assert best is not None, "every validation marks a best checkpoint"
+        self.observer.note(
+            f"step {step}: validation has come to a plateau, profile with the checkpoint of {best} steps"
+        )
+        digest = self._sent if best == step else self._send(self.generation, best, back=True)
+        profile = new_profile(self.config, self.store, self.sampler, step, digest, self.generation, self.observer)
+        if best != step:
+            self.sync(step)
+        self.observer.note(self.sampler.replan(step, profile))
 
     def sync(self, version: int, moved: bool = False) -> None:
         """Give the engine the policy's weights; digest and canary prove that it has them (pitfalls 14, 35).
@@ -229,12 +252,16 @@ class Run:
                 "that were sent. Resume the run, which starts a new engine."
             )
 
-    def _send(self, generation: Generation, version: int, rehearsal: bool = False) -> str:
-        """Export, update, compare what was received; the digest."""
+    def _send(self, generation: Generation, version: int, rehearsal: bool = False, back: bool = False) -> str:
+        """Export, update, compare what was received; the digest. back: what the checkpoint of `version` steps holds."""
         path = self.weights_folder / f"omnigym-{self.store.folder.name}-{version}.safetensors"
         try:
-            digest = self.policy.export(path, self.config.engine.dtype)
-            received = generation.update_weights(path, digest, version, rehearsal)
+            if back:
+                checkpoint = dict(list_checkpoints(self.store.checkpoints))[version]
+                digest = export_checkpoint_weights(checkpoint, path, self.config.engine.dtype)
+            else:
+                digest = self.policy.export(path, self.config.engine.dtype)
+            received = generation.update_weights(path, digest, version, rehearsal, back)
         finally:
             path.unlink(missing_ok=True)
         if received != digest:
@@ -326,6 +353,7 @@ class Run:
             self.observer.note(f"loaded the checkpoint of {first} steps")
             if first - 1 not in place and extra.get("record") is not None:
                 rows.append(extra["record"])
+        self.observed.rewind(first)
         for step in range(first, self.config.steps):
             if not self.store.committed(step_label(step)):
                 break
@@ -336,7 +364,8 @@ class Run:
             self.learn(step, rollouts, clock, on_policy=True)
             if step in place:
                 old = rows[place[step]]
-                record = step_record(step, *self._pending, clock.seconds, {})
+                learned = self._learned
+                record = step_record(step, learned.rollouts, learned.trained, learned.books, clock.seconds, {})
                 rows[place[step]] = {**old, **record, "phase_seconds": old["phase_seconds"]}
             else:
                 self._unfinished = clock
@@ -367,6 +396,7 @@ class Run:
         if wanted and first == 0:
             self.evaluate("eval_before", 0, self.config.val.samples)
         for step in range(first, self.config.steps):
+            self.replan(step)
             self.step(step)
         if not list_checkpoints(self.store.checkpoints)[-1:] == [
             (self.config.steps, self.store.checkpoints / f"step_{self.config.steps:06d}")
@@ -390,7 +420,8 @@ class Run:
             else:
                 with clock("generate"):
                     rollouts = self.collect(step, self.sampler.next(step))
-            record = step_record(step, rollouts, {}, {}, clock.seconds, self.counters)
+            kept = [rollout for rollout in rollouts if not is_dropped(rollout)]
+            record = step_record(step, kept, {}, {}, clock.seconds, {**self.counters, **dropped_figures(rollouts)})
             self.log.write(record)
             self.observer.step(record)
 
@@ -410,60 +441,11 @@ class Run:
             self.checkpoint(step)
         return step
 
-    _pending: tuple[list[Rollout], dict[str, Any], dict[str, int]] = field(init=False, default=([], {}, {}))
+    def __post_init__(self) -> None:
+        self.observed = Observed(self.store.folder)
+
+    _learned: Learned = field(init=False)
     _sent: str = field(init=False, default="")
     """Digest of the last sync."""
     _unfinished: PhaseClock | None = field(init=False, default=None)
     """Of the last step trained again, where it has no row yet: it is finished once the engine has its weights."""
-
-
-def plan_rollouts(
-    seed: int, run: str, label: str, tasks: Sequence[PlannedTask], size: int, seed_label: str | None = None
-) -> list[RolloutPlan]:
-    """`size` attempts of each task. Seeds do not depend on the run's name: an equal run samples equally."""
-    return [
-        RolloutPlan(
-            planned.task,
-            f"{run}/{label}/{planned.group}-a{attempt:03d}",
-            planned.group,
-            attempt,
-            rollout_seed(seed, seed_label or label, planned.task.task_id if seed_label else planned.group, attempt),
-            label,
-        )
-        for planned in tasks
-        for attempt in range(size)
-    ]
-
-
-def check_complete(plans: Sequence[RolloutPlan], rollouts: Sequence[Rollout], label: str) -> None:
-    """Every planned rollout came back exactly once."""
-    wanted = Counter(f"{plan.group}-a{plan.attempt:03d}" for plan in plans)
-    found = Counter(rollout_key(rollout) for rollout in rollouts)
-    if wanted != found:
-        missing, extra = sorted((wanted - found).elements()), sorted((found - wanted).elements())
-        raise RunStopped(f"'{label}': rollouts missing: {missing[:5]}, not asked for or twice: {extra[:5]}")
-
-
-def check_failures(rollouts: Sequence[Rollout], limit: float, label: str) -> None:
-    """Raises RunStopped past the limit. The rollouts are then not committed: a resumed run samples them again."""
-    failed = [rollout for rollout in rollouts if rollout.failure is not None]
-    if not failed or len(failed) <= limit * len(rollouts):
-        return
-    kinds = Counter((r.environment, r.failure.kind) for r in failed if r.failure is not None)
-    first = {(r.environment, r.failure.kind): r.failure.message for r in reversed(failed) if r.failure is not None}
-    counts = "; ".join(f"{env}: {n} x {kind} ({first[env, kind]})" for (env, kind), n in kinds.most_common(5))
-    raise RunStopped(
-        f"'{label}': {len(failed)} of {len(rollouts)} rollouts failed, more than failure_limit {limit:.0%}. {counts}. "
-        "No reward was made up; mend the cause, then resume."
-    )
-
-
-def check_versions(rollouts: Sequence[Rollout], version: int) -> None:
-    """No rollout of a step is sampled with weights other than the step's."""
-    for rollout in rollouts:
-        for segment in rollout.segments:
-            if rollout.failure is None and segment.weight_version != version:
-                raise RunStopped(
-                    f"rollout {rollout_key(rollout)} was sampled with weights {segment.weight_version}, the step's are "
-                    f"{version}: the engine was not in step with the trainer"
-                )

@@ -19,9 +19,7 @@ from rl_trainer.loss import policy_loss
 from rl_trainer.options import PolicyOptions
 from rl_trainer.packing import ATTENTION, Packed, TrainSegment, pack, plan_micro_batches, register_attention
 from rl_trainer.step_metrics import StepMetrics
-from rl_trainer.weights import cast_for_engine, checkpoint_tensors, write_weights
-
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+from rl_trainer.weights import DTYPES, cast_for_engine, checkpoint_tensors, write_weights
 
 
 class GradientNotFinite(OmnigymError):

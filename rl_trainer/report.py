@@ -26,8 +26,8 @@ pre{white-space:pre-wrap;background:#f6f6f6;padding:.5rem}svg text{font:11px sys
 Curve = Sequence[tuple[float, float]]
 
 
-def svg(curves: Mapping[str, Curve], width: int = 420, height: int = 210) -> str:
-    """Curves over steps as an SVG; points that are not finite are left out."""
+def svg(curves: Mapping[str, Curve], marks: Sequence[int] = (), width: int = 420, height: int = 210) -> str:
+    """Curves over steps as an SVG; points that are not finite are left out. marks: steps from which there is a new plan."""
     clean = {name: [(x, y) for x, y in points if math.isfinite(y)] for name, points in curves.items()}
     points = [point for curve in clean.values() for point in curve]
     if not points:
@@ -48,6 +48,12 @@ def svg(curves: Mapping[str, Curve], width: int = 420, height: int = 210) -> str
         parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.3g}</text>')
     parts.append(f'<text x="{left}" y="{height - 8}">{low_x:g}</text>')
     parts.append(f'<text x="{width - 10}" y="{height - 8}" text-anchor="end">step {high_x:g}</text>')
+    for step in marks:
+        left_x, foot = place(step, low_y).split(",")
+        parts.append(
+            f'<line x1="{left_x}" x2="{left_x}" y1="{top}" y2="{foot}" stroke="#888" stroke-dasharray="4 3">'
+            f"<title>new profile at step {step}</title></line>"
+        )
     for k, (name, curve) in enumerate(clean.items()):
         colour = COLOURS[k % len(COLOURS)]
         line = " ".join(place(x, y) for x, y in curve)
@@ -149,7 +155,7 @@ def build_report(store: RunStore) -> Path:
     records = [record for record in store.metrics() if "evaluation" not in record]
     if not records:
         raise OmnigymError(f"{store.metrics_file} has no step yet: nothing to report")
-    figures = []
+    figures, marks = [], list(store.profiles())
     for title, key in (
         ("reward", "reward_mean"),
         ("pass rate", "pass_rate"),
@@ -158,11 +164,25 @@ def build_report(store: RunStore) -> Path:
         ("truncated", "truncation"),
         ("groups with equal rewards", "zero_spread"),
     ):
-        figures.append(f"<figure><figcaption>{title}</figcaption>{svg(curves_of(records, key))}</figure>")
+        figures.append(f"<figure><figcaption>{title}</figcaption>{svg(curves_of(records, key), marks)}</figure>")
+    difficulty = {
+        title: [(record["step"], float(record[key])) for record in records if record.get(key) is not None]
+        for title, key in (
+            ("profile's pass rate of the batch", "profile_pass_rate"),
+            ("observed", "observed_pass_rate"),
+        )
+    }
+    if any(difficulty.values()):
+        figures.insert(0, f"<figure><figcaption>batch difficulty</figcaption>{svg(difficulty, marks)}</figure>")
     overall = (("mean |lp - lp_gen|", "abs_delta"), ("gradient norm", "grad_norm"))
     for title, key in overall:
         curve = {title: [(r["step"], float(r[key])) for r in records if r.get(key) is not None]}
-        figures.append(f"<figure><figcaption>{title}</figcaption>{svg(curve)}</figure>")
+        figures.append(f"<figure><figcaption>{title}</figcaption>{svg(curve, marks)}</figure>")
+    if marks:
+        steps = ", ".join(f"new profile at step {step}" for step in marks)
+        figures.append(
+            f"<p>Dashed lines: validation had come to a plateau, or a new profile was asked for ({steps}).</p>"
+        )
     examples = []
     for label, rollout in draw_examples(store, [record["step"] for record in records]):
         result = f"reward {rollout.reward:g}" if rollout.reward is not None else f"failed: {rollout.failure}"

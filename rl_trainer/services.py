@@ -29,8 +29,8 @@ from gym_servers.protocol import OmnigymError, Rollout
 from gym_servers.rollouts import Collector, RolloutRequest
 from gym_servers.variables import variable
 from rl_trainer.config import RunConfig
+from rl_trainer.generation import RolloutPlan, RunStopped
 from rl_trainer.interrupt import INTERRUPTS
-from rl_trainer.loop import RolloutPlan, RunStopped
 
 DAY = 86_400.0
 DEATH_SECONDS = 2.0
@@ -53,7 +53,7 @@ class HttpGeneration:
         self.environments, self.secret, self.host = environments, secret, host
 
     def collect(self, plans: Sequence[RolloutPlan], on_done: Callable[[Rollout], None]) -> None:
-        """See rl_trainer/loop.py."""
+        """See rl_trainer/generation.py."""
         asyncio.run(self._collect(plans, on_done))
 
     async def _collect(self, plans: Sequence[RolloutPlan], on_done: Callable[[Rollout], None]) -> None:
@@ -99,9 +99,9 @@ class HttpGeneration:
                 task.cancel()
             await asyncio.gather(collecting, watching, return_exceptions=True)
 
-    def update_weights(self, path: Path, digest: str, version: int, rehearsal: bool = False) -> str:
-        """See rl_trainer/loop.py; the digest is the one that the engine computed from what it received."""
-        body = {"path": str(path), "digest": digest, "version": version, "rehearsal": rehearsal}
+    def update_weights(self, path: Path, digest: str, version: int, rehearsal: bool = False, back: bool = False) -> str:
+        """See rl_trainer/generation.py; the digest is the one that the engine computed from what it received."""
+        body = {"path": str(path), "digest": digest, "version": version, "rehearsal": rehearsal, "back": back}
         self._admin("update_weights", body)
         state = self._admin("state", None)
         if state["weight_version"] != version:
@@ -109,7 +109,7 @@ class HttpGeneration:
         return str(state["digest"])
 
     def score(self, token_ids: Sequence[Sequence[int]]) -> list[list[float]]:
-        """See rl_trainer/loop.py."""
+        """See rl_trainer/generation.py."""
         scores: list[list[float]] = self._admin("score", {"token_ids": [list(ids) for ids in token_ids]})["logprobs"]
         return scores
 

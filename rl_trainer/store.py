@@ -5,7 +5,8 @@
       metrics.jsonl        one line per step, `{"step": ...}`; evaluations have `{"evaluation": ...}`
       rollouts/LABEL.jsonl.gz   one gzip member per rollout, each one JSON line (zcat reads it)
       rollouts/LABEL.tokens     token arrays of those rollouts, end to end
-      rollouts/LABEL.done       commit marker: sizes and count; written last
+      rollouts/LABEL.done       commit marker: sizes and count, groups that were dropped; written last
+      observed.jsonl       what each group earned, profiles/ of the run itself
       checkpoints/, tensorboard/, summary.json, report.html
 
 LABEL is `step_000012` or the name of an evaluation. Rollouts are write-ahead: the marker is on disk before the optimiser step,
@@ -20,7 +21,7 @@ import gzip
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -91,15 +92,17 @@ class RolloutWriter:
             ) from error
         self.count += 1
 
-    def commit(self) -> None:
-        """Flush to disk, then write the marker."""
+    def commit(self, dropped: Sequence[str] = ()) -> None:
+        """Flush to disk, then write the marker. dropped: groups that are not trained on (rl_trainer/dynamic_sampling.py)."""
         sizes = {}
         for file in (self._lines, self._tokens):
             file.flush()
             os.fsync(file.fileno())
             sizes[Path(file.name).suffix] = file.tell()
             file.close()
-        marker = {"count": self.count, "lines": sizes[".gz"], "tokens": sizes[".tokens"]}
+        marker: dict[str, Any] = {"count": self.count, "lines": sizes[".gz"], "tokens": sizes[".tokens"]}
+        if dropped:
+            marker["dropped"] = list(dropped)
         write_whole(self.folder / f"{self.label}.done", json.dumps(marker).encode())
 
     def abandon(self) -> None:
@@ -158,6 +161,15 @@ class RunStore:
         """The committed rollouts of `label`. Raises StoreError where they are absent or damaged."""
         return read_rollouts(self.rollouts, label)
 
+    def profile_path(self, step: int) -> Path:
+        """The profile of the plan that begins at `step`, where one was made in the run."""
+        return self.folder / "profiles" / f"{step_label(step)}.parquet"
+
+    def profiles(self) -> dict[int, Path]:
+        """The profiles that were made in the run, by the first step of their plan."""
+        paths = sorted((self.folder / "profiles").glob("step_*.parquet"))
+        return {int(path.stem.removeprefix("step_")): path for path in paths}
+
     def log(self, record: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
         line = _line(record)
@@ -200,8 +212,19 @@ def _line(record: Mapping[str, Any]) -> bytes:
     return orjson.dumps(record, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY) + b"\n"
 
 
+def mark_dropped(rollouts: Sequence[Rollout], groups: Sequence[str]) -> list[Rollout]:
+    """The rollouts, those of `groups` marked."""
+    marked = set(groups)
+    return [r.model_copy(update={"dropped": True}) if r.group in marked else r for r in rollouts]
+
+
+def is_dropped(rollout: Rollout) -> bool:
+    """Whether a rollout was sampled for its step and is not trained on."""
+    return bool((rollout.model_extra or {}).get("dropped"))
+
+
 def read_rollouts(folder: Path, label: str) -> list[Rollout]:
-    """Rollouts of `label` in `folder`, in the order in which they ended."""
+    """Rollouts of `label` in `folder`, in the order in which they ended; those that were dropped are marked."""
     marker_file = folder / f"{label}.done"
     if not marker_file.is_file():
         raise StoreError(f"no complete rollouts '{label}' in {folder}")
@@ -211,7 +234,10 @@ def read_rollouts(folder: Path, label: str) -> list[Rollout]:
     for name, found, expected in (("jsonl.gz", len(lines), marker["lines"]), ("tokens", len(tokens), marker["tokens"])):
         if found != expected:
             raise StoreError(f"{folder}/{label}.{name} has {found} bytes, its marker says {expected}: it is damaged")
-    return [_rollout(orjson.loads(line), tokens) for line in gzip.decompress(lines).splitlines()] if lines else []
+    if not lines:
+        return []
+    rollouts = [_rollout(orjson.loads(line), tokens) for line in gzip.decompress(lines).splitlines()]
+    return mark_dropped(rollouts, marker.get("dropped", ()))
 
 
 def _rollout(record: dict[str, Any], tokens: bytes) -> Rollout:

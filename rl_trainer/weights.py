@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from gym_servers.models.engine import FLOAT32_SUFFIXES
 
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
 
 def checkpoint_tensors(model: nn.Module, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """Parameters and persistent buffers under their Hugging Face checkpoint names; a tied lm_head is left out."""
@@ -69,6 +71,13 @@ def write_weights(tensors: Mapping[str, Tensor], path: str | Path) -> str:
     finally:
         temporary.unlink(missing_ok=True)
     return weights_digest(tensors)
+
+
+def export_checkpoint_weights(checkpoint: Path, path: Path, dtype: str) -> str:
+    """Write a checkpoint's weights for the engine, as `PolicyWorker.export` wrote them when it was made; returns the digest."""
+    from safetensors.torch import load_file
+
+    return write_weights(cast_for_engine(load_file(checkpoint / "model.safetensors"), DTYPES[dtype]), path)
 
 
 def mean_difference(mine: Sequence[Sequence[float]], engine: Sequence[Sequence[float]]) -> float:

@@ -14,11 +14,13 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gym_servers.base import Guard, ServerSettings, answer, build, read_object
+from gym_servers.checkpoints import checkpoint_digest
 from gym_servers.idempotency import Once
 from gym_servers.models.calls import Answered, ModelServer, ModelSettings, Open
 from gym_servers.models.converter import chat_to_response, responses_to_chat
@@ -83,6 +85,7 @@ class Update(BaseModel):
     digest: str
     version: int
     rehearsal: bool = False
+    back: bool = False
 
 
 def build_model_server(engine: Engine, settings: ModelSettings, server: ServerSettings | None = None) -> Guard:
@@ -182,13 +185,22 @@ def build_model_server(engine: Engine, settings: ModelSettings, server: ServerSe
             }
         )
 
+    @app.get("/admin/weights")
+    async def admin_weights() -> Response:
+        """Which weights are served, by their digest: of the last update, else of the checkpoint; "" where there is none."""
+        folder = Path(engine.state.model)
+        digest = engine.state.digest
+        if not digest and (folder / "config.json").is_file():
+            digest = await asyncio.to_thread(checkpoint_digest, folder)
+        return answer({"digest": digest})
+
     @app.post("/admin/update_weights")
     async def update_weights(request: Request) -> Response:
         try:
             update = Update.model_validate(await read_object(request))
         except ValidationError as error:
             raise RowError(f"update_weights: field {error.errors()[0]['loc']}: {error.errors()[0]['msg']}") from None
-        await state.update(update.path, update.digest, update.version, update.rehearsal)
+        await state.update(update.path, update.digest, update.version, update.rehearsal, update.back)
         return await admin_state()
 
     @app.post("/admin/score")

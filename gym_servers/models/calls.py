@@ -319,15 +319,16 @@ class ModelServer:
             if time.monotonic() > deadline:
                 raise unavailable(f"{len(calls)} calls did not end within {DRAIN_SECONDS:g} s of an abort")
 
-    async def update(self, path: str, digest: str, version: int, rehearsal: bool = False) -> None:
-        """Replace the weights. rehearsal: by weights that are only scored; nothing is sampled until others come.
+    async def update(self, path: str, digest: str, version: int, rehearsal: bool = False, back: bool = False) -> None:
+        """Replace the weights. rehearsal: by weights that are only scored; nothing is sampled until others come. back: to an earlier
+        version, whose weights these are again.
 
         Raises OmnigymError where they were refused, FailureError where the engine is lost.
         """
         self.check_admission()
         state = self.engine.state
         taken = version == state.weight_version and state.digest not in ("", digest) and not self.rehearsing
-        if version < state.weight_version or taken:
+        if (version < state.weight_version and not back) or taken:
             raise WeightsRefused(
                 f"weights refused: version {version} after {state.weight_version}; a version stands for one set of weights"
             )

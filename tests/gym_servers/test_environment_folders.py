@@ -19,7 +19,7 @@ from gym_servers import cli, registry
 from gym_servers.commands.env_new import write
 from gym_servers.protocol import OmnigymError
 from rl_trainer.config import ConfigError, load_config
-from rl_trainer.sampler import load_rows
+from rl_trainer.tasks import load_rows
 
 GROUP = registry.GROUP
 PROGRAM = "from gym_servers.cli import main; main()"

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from loop_world import tasks_of
+from loop_world import without_servers
 from pydantic import BaseModel
 from typer.testing import CliRunner
 
-import rl_trainer.actors
+from curriculum.options import CurriculumConfig, ReplanConfig
 from gym_servers.cli import build
-from gym_servers.hosts.local import LocalHost
-from gym_servers.protocol import Rollout, Segment
-from gym_servers.rollouts import Collector, RolloutRequest
-from rl_trainer import commands, services
+from rl_trainer import commands
 from rl_trainer.config import PolicyConfig, RunConfig, TasksConfig
 from rl_trainer.options import Options, PolicyOptions
-from rl_trainer.services import HttpGeneration
 from rl_trainer.tiny_model import make_tiny_model
 
 COMMON: dict[str, Any] = {
@@ -39,22 +33,18 @@ COMMON: dict[str, Any] = {
 }
 # Two runs, since some options are read only where another one asks for them.
 RUNS: list[dict[str, Any]] = [
-    {"ray": {"enabled": True}},
+    {
+        "ray": {"enabled": True},
+        "sampler": "gaussian",
+        "steps": 4,
+        "curriculum": {"profile": "profile.parquet", "samples": 1, "replan": {"patience": 1, "min_improvement": 1}},
+        "dynamic_sampling": {"max_attempts": 1},
+    },
     {
         "algorithm": {"ratio": "sequence", "kl_beta": 0.1, "optimizer_steps_per_batch": 2, "overlong_filtering": False},
         "ray": {"enabled": False},
     },
 ]
-
-
-class Reply:
-    url = "http://127.0.0.1:9"
-
-    def wait_ready(self, seconds: float) -> str:
-        return self.url
-
-    def environment_url(self, name: str) -> str:
-        return f"{self.url}/{name}"
 
 
 def leaves(model: type[BaseModel]) -> Iterator[tuple[str, str]]:
@@ -75,67 +65,15 @@ def read(monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, str]]:
     found: set[tuple[str, str]] = set()
     plain = BaseModel.__getattribute__
 
-    def tracked(self: Options, name: str) -> Any:
+    def tracked(self: BaseModel, name: str) -> Any:
         value = plain(self, name)
         if name in type(self).model_fields and not isinstance(value, BaseModel):
             found.add((type(self).__name__, name))
         return value
 
-    monkeypatch.setattr(Options, "__getattribute__", tracked, raising=False)
+    for kind in (Options, CurriculumConfig, ReplanConfig):
+        monkeypatch.setattr(kind, "__getattribute__", tracked, raising=False)
     return found
-
-
-def without_servers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A whole `omnigym train` whose processes, engine and Ray are not there: what would reach them is read all the same."""
-    versions = [0]
-
-    async def one(self: Collector, client: object, request: RolloutRequest) -> Rollout:
-        rollout = self._fresh(request)
-        n = 6
-        ids = tasks_of("x" * (1 + request.seed % 7), 1)[0].row["ids"]
-        rollout.segments = [
-            Segment(
-                token_ids=ids + list(range(20, 20 + n)),
-                mask=[0] * len(ids) + [1] * n,
-                lp_gen=[0.0] * len(ids) + [-math.log(320)] * n,
-                weight_version=versions[0],
-            )
-        ]
-        rollout.truncated = request.attempt == 2
-        rollout.reward, rollout.usage = float(request.attempt == 0), {"sampled_tokens": n}
-        return rollout
-
-    def admin(self: HttpGeneration, call: str, body: dict[str, Any] | None) -> dict[str, Any]:
-        assert self.config.no_progress_seconds
-        if call == "update_weights":
-            assert body is not None
-            versions[:] = [body["version"], body["digest"]]
-        if call == "score":
-            assert body is not None
-            return {"logprobs": [[-6.0] * (len(ids) - 1) for ids in body["token_ids"]]}
-        return {"weight_version": versions[0], "digest": versions[-1]}
-
-    monkeypatch.setattr("rl_trainer.loop.REHEARSAL_SHARE", math.inf)  # the scores above follow no weights
-    monkeypatch.setattr(Collector, "one", one)
-    monkeypatch.setattr(HttpGeneration, "_admin", admin)
-
-    def start(self: LocalHost, *_: Any, **__: Any) -> Any:
-        self.servers.append(Reply())  # type: ignore[arg-type]
-        return self.servers[-1]
-
-    monkeypatch.setattr(LocalHost, "start", start)
-    monkeypatch.setattr(services, "environment_server", lambda *_: Reply())
-    monkeypatch.setattr(LocalHost, "check", lambda self: None)
-
-    async def watch(self: LocalHost) -> None:
-        await asyncio.Event().wait()
-
-    monkeypatch.setattr(LocalHost, "watch", watch)
-    monkeypatch.setattr(LocalHost, "current", lambda self, url: url)
-    monkeypatch.setattr(LocalHost, "__exit__", lambda self, *exc: None)
-    monkeypatch.setattr("ray.init", lambda **options: None)
-    monkeypatch.setattr("ray.shutdown", lambda: None)
-    monkeypatch.setattr(rl_trainer.actors, "RayPolicy", lambda options, *_: rl_trainer.actors.local_policy(options))
 
 
 def test_every_leaf_is_read_in_a_run(
@@ -155,6 +93,12 @@ def test_every_leaf_is_read_in_a_run(
     for number, values in enumerate(RUNS):
         tree = {**COMMON, "name": "x", "runs_folder": str(tmp_path / "runs"), "model": str(model), **values}
         path = tmp_path / f"{number}.yaml"
+        if "curriculum" in values:
+            tree["curriculum"]["profile"] = str(tmp_path / "profile.parquet")
+            path.write_text(yaml.safe_dump(tree))
+            made = CliRunner().invoke(build(), ["profile", "--config", str(path), "--n", "4"], catch_exceptions=False)
+            assert made.exit_code == 0, made.output
+            read.clear()
         path.write_text(yaml.safe_dump(tree))
         result = CliRunner().invoke(build(), ["train", str(path)], catch_exceptions=False)
         assert result.exit_code == 0, result.output

@@ -12,7 +12,7 @@ from gym_servers.hosts.local import LocalHost
 from gym_servers.hosts.servers import Environments
 from gym_servers.protocol import OmnigymError
 from gym_servers.registry import load_environment
-from rl_trainer import sampler, services
+from rl_trainer import services, tasks
 from rl_trainer.config import ConfigError, load_config
 from rl_trainer.services import Services
 
@@ -96,9 +96,9 @@ def test_rows_are_checked_and_servers_started_with_the_settings(
         seen.append((name, settings))
         return load_environment(name, settings)
 
-    monkeypatch.setattr(sampler, "load_environment", load)
-    sampler.load_rows(config, "competition_math")
-    sampler.load_heldout(config, "competition_math")
+    monkeypatch.setattr(tasks, "load_environment", load)
+    tasks.load_rows(config, "competition_math")
+    tasks.load_heldout(config, "competition_math")
     assert seen == [("competition_math", {"require_box": True})] * 2
     started: list[Environments] = []
     monkeypatch.setattr(services, "environment_server", lambda host, wanted: started.append(wanted))
@@ -124,7 +124,7 @@ def test_placement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         load_config(path, [there, "settings.competition_math.require_box=true"])
 
     elsewhere = load_config(path, [there])
-    assert len(sampler.load_rows(elsewhere, "competition_math")) == 512  # its tasks are generated all the same
+    assert len(tasks.load_rows(elsewhere, "competition_math")) == 512  # its tasks are generated all the same
     started: list[tuple[str, Environments]] = []
     monkeypatch.setattr(services, "environment_server", lambda host, wanted: started.append((host, wanted)))
     monkeypatch.delenv("OMNIGYM_ENVIRONMENTS_TOKEN", raising=False)
@@ -163,11 +163,11 @@ def test_an_environment_of_another_server_has_its_tasks_in_a_file_and_is_not_sta
     urls = {"theirs": "https://me:secret@far.example/weather/"}
     tree = {"model": "m", "steps": 1, "mixture": {"theirs": 1, "competition_math": 1}, "environment_urls": urls}
     config = load_config(write(tmp_path, {**tree, "tasks": {"theirs": {"file": str(rows)}}}))
-    (task,) = sampler.load_rows(config, "theirs")
-    assert task.row["anything"] == 1 and sampler.load_heldout(config, "theirs") == []
+    (task,) = tasks.load_rows(config, "theirs")
+    assert task.row["anything"] == 1 and tasks.load_heldout(config, "theirs") == []
     rows.write_text('{"question": "?"}\n')
     with pytest.raises(OmnigymError, match=r"rows.jsonl:1: field 'responses_create_params' must be an object"):
-        sampler.load_rows(config, "theirs")
+        tasks.load_rows(config, "theirs")
     with pytest.raises(ConfigError, match=r"settings.theirs: its server, environment_urls.theirs, has settings"):
         load_config(tmp_path / "run.yaml", ["settings.theirs.x=1"])
 

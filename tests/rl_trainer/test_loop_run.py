@@ -20,7 +20,8 @@ from rl_trainer.books import BooksError
 from rl_trainer.checkpoint import CheckpointError, list_checkpoints
 from rl_trainer.config import ConfigError
 from rl_trainer.evaluation import summarize
-from rl_trainer.loop import Run, RunStopped
+from rl_trainer.generation import RunStopped
+from rl_trainer.loop import Run
 from rl_trainer.store import RunStore, step_label
 from rl_trainer.tiny_model import make_tiny_model
 from rl_trainer.weights import weights_digest

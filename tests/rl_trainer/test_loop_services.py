@@ -23,9 +23,9 @@ from gym_servers.models.app import ModelSettings, build_model_server
 from gym_servers.models.engine import EngineState, FinishReason, Generation, Sampling
 from gym_servers.protocol import OmnigymError, Rollout
 from rl_trainer.config import RunConfig
-from rl_trainer.loop import RunStopped, plan_rollouts
-from rl_trainer.sampler import LoadedTask, PlannedTask
+from rl_trainer.generation import RunStopped, plan_rollouts
 from rl_trainer.services import HttpGeneration, Services
+from rl_trainer.tasks import LoadedTask, PlannedTask
 
 
 def gone(pid: int, seconds: float = 10) -> bool:

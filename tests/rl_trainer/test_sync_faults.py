@@ -14,17 +14,17 @@ from typing import Any
 import pytest
 import torch
 from conftest import need
-from loop_world import Quiet
+from loop_world import Quiet, sampler_of, tasks_of
 
 from gym_servers.checkpoints import resolve_model
 from gym_servers.environment import Split
 from gym_servers.registry import load_environment
 from rl_trainer.actors import local_policy
 from rl_trainer.config import RunConfig, load_config
-from rl_trainer.loop import CANARY_FLOOR, Run, RunStopped
+from rl_trainer.generation import RunStopped
+from rl_trainer.loop import CANARY_FLOOR, Run
 from rl_trainer.metrics import MetricsLog
 from rl_trainer.packing import TrainSegment
-from rl_trainer.sampler import RandomSampler
 from rl_trainer.store import RunStore
 from rl_trainer.weights import mean_difference, weights_digest
 
@@ -43,7 +43,7 @@ class Bf16Engine:
         self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
         self.keep_head = self.ignore = False
 
-    def update_weights(self, path: Path, digest: str, version: int, rehearsal: bool = False) -> str:
+    def update_weights(self, path: Path, digest: str, version: int, rehearsal: bool = False, back: bool = False) -> str:
         from safetensors.torch import load_file
 
         tensors = load_file(path)
@@ -90,7 +90,7 @@ def make(config: RunConfig, folder: Path, tmp_path: Path) -> Callable[[], tuple[
         engine = Bf16Engine(folder)
         store = RunStore.create(tmp_path, "demo", config.to_yaml())
         policy = local_policy(config.policy_options(folder, None))
-        sampler = RandomSampler({}, config.mixture, config.tasks_per_step, config.seed)
+        sampler = sampler_of(config, {name: tasks_of(name, 1) for name in config.environments})
         run = Run(config, store, sampler, policy, engine, MetricsLog(store, False), Quiet(), weights_folder=tmp_path)
         return run, engine
 

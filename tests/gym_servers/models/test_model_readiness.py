@@ -27,7 +27,7 @@ from gym_servers.models.serving import ListenSettings, serve
 from gym_servers.models.template import ChatTemplate
 from gym_servers.models.vllm import VllmEngine, VllmSettings, cpus_for
 from gym_servers.protocol import OmnigymError
-from rl_trainer.sampler import prompt_counter
+from rl_trainer.tasks import prompt_counter
 from rl_trainer.weights import cast_for_engine
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -126,6 +128,34 @@ def test_the_two_calls_of_a_budget_under_two_versions_are_one_failure() -> None:
         export = world.close()
     assert export.segments == []
     assert export.dropped == export.usage["sampled_tokens"] == sum(len(g.token_ids) for _, g in engine.calls)
+
+
+def test_an_earlier_version_comes_back_only_when_it_is_meant_to() -> None:
+    """And which weights are served can be asked for."""
+    with model_world(ScriptedEngine(["one"])) as world:
+        assert world.http.get("/admin/weights").json() == {"digest": ""}
+        world.update(2, "d2")
+        refused = world.update(1, "d1", status=400)
+        assert "version 1 after 2" in refused["error"]["message"] and world.state()["weight_version"] == 2
+        assert world.update(1, "d1", back=True)["weight_version"] == 1
+        assert world.http.get("/admin/weights").json() == {"digest": "d1"}
+        world.chat(ASK["messages"])
+        assert world.update(2, "d2")["digest"] == "d2"
+        world.update(2, "d3", status=400, back=True)  # a version stands for one set of weights all the same
+        export = world.close()
+    assert [segment.weight_version for segment in export.segments] == [1]
+
+
+def test_before_any_update_the_weights_are_the_checkpoint_s(tmp_path: Path) -> None:
+    """One tensor `w` of the bytes 0 to 3: sha256 of `w:<sha256 of the bytes>` and a newline, by hand from the file's layout."""
+    header = b'{"w":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}}'
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(range(4)))
+    engine = ScriptedEngine(["one"])
+    engine.state.model = str(tmp_path)
+    line = f"w:{hashlib.sha256(bytes(range(4))).hexdigest()}\n"
+    with model_world(engine) as world:
+        assert world.http.get("/admin/weights").json() == {"digest": hashlib.sha256(line.encode()).hexdigest()}
 
 
 def test_a_rollout_over_an_update_has_a_segment_per_version() -> None:
