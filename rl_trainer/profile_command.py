@@ -178,7 +178,10 @@ def profile_run(config: RunConfig, model: Path, out: Path, n: int) -> Outcome:
             return profiler.publish()
         with tempfile.TemporaryDirectory(prefix="omnigym-profile-") as folder:
             with Services(config, Path(folder)) as services, shown(left * n, ", ".join(train)) as done:
-                services.start_servers(model)
+                services.start_model(model)
+                if config.placement.environments == "ray":
+                    services.start_ray()
+                services.start_environments()
                 return collect_profile(profiler, tasks, services.generation(), config.failure_limit, done)
 
 
