@@ -276,14 +276,14 @@ MUTATIONS = (
         "rl_trainer/profiling.py",
         ' - rollout.usage.get("dropped_tokens", 0)',
         "",
-        f"{TRAINER}/test_profile.py::test_figures_of_a_task_by_hand",
+        f"{TRAINER}/test_profiling.py::test_figures_of_a_task_by_hand",
     ),
     Mutation(
         "a finished task is sampled again",
         "rl_trainer/profiling.py",
         "if place < len(self._places) and self._places[place] >= 0:",
         "if False:",
-        f"{TRAINER}/test_profile.py::test_a_finished_task_is_never_sampled_again_and_the_parquet_is_that_of_an_undisturbed_profile",
+        f"{TRAINER}/test_profiling.py::test_a_finished_task_is_never_sampled_again_and_the_parquet_is_that_of_an_undisturbed_profile",
     ),
     Mutation(
         "resume with other tasks of the same number",

@@ -34,7 +34,8 @@ if [ "$kind" = python ]; then
 else
   changes+=(--change 'CMD ["redis-server"]')
 fi
-mmdebstrap --quiet --variant=minbase --include="$packages" \
+# usr-is-merged with its hook: else usrmerge comes, and with it 47 MB of Perl.
+mmdebstrap --quiet --variant=minbase --hook-dir=/usr/share/mmdebstrap/hooks/merged-usr --include="usr-is-merged,$packages" \
   --aptopt='APT::Install-Recommends "false"' \
   --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
   "${hooks[@]}" bookworm - /etc/apt/sources.list.d/debian.sources |

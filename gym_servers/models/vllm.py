@@ -62,6 +62,13 @@ def cpus_for(threads: int) -> list[int]:
     return allowed[:threads] if threads > 1 else allowed[-1:]
 
 
+def on_cpu() -> bool:
+    """Whether there is no GPU, so that vLLM computes on the CPU: then without graphs, which need a compiler and minutes to make."""
+    import torch
+
+    return not torch.cuda.is_available()
+
+
 def set_environment(settings: VllmSettings) -> None:
     """vLLM reads these when it is imported; its worker inherits them. Raises OmnigymError."""
     os.environ.update(
@@ -73,10 +80,10 @@ def set_environment(settings: VllmSettings) -> None:
             "OMP_NUM_THREADS": str(settings.threads),
             "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cpus_for(settings.threads))),
             "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
-            # Eager all through: what vLLM decorates on its own would need a C++ compiler, and dies without one at the first token.
-            "TORCH_COMPILE_DISABLE": "1",
         }
     )
+    if on_cpu():  # eager all through: what vLLM decorates on its own would need a C++ compiler, and dies without one at the first token
+        os.environ["TORCH_COMPILE_DISABLE"] = "1"
 
 
 def manifest_of(folder: Path, dtype: str) -> dict[str, Any]:
@@ -128,7 +135,7 @@ class VllmEngine:
             dtype=settings.dtype,
             max_model_len=settings.max_model_len,
             max_num_seqs=settings.max_num_seqs,
-            enforce_eager=True,
+            enforce_eager=on_cpu(),
             # A prompt split over two steps rewinds its request's generator, which CPU generators cannot: the engine dies.
             enable_chunked_prefill=False,
             max_num_batched_tokens=max(settings.max_model_len, 4096),

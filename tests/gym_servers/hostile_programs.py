@@ -39,7 +39,8 @@ SPIN = "\nwhile True: pass"
 SLEEP = "\nimport time\nwhile True: time.sleep(60)"
 
 PROGRAMS: dict[str, Hostile] = {
-    **{attack.name: Hostile(attack.source, attack.ends or ("exited",)) for attack in ATTACKS},
+    # On a busy machine the time is over before the memory is full.
+    **{attack.name: Hostile(attack.source, (*attack.ends, "timed_out") if attack.ends else ("exited",)) for attack in ATTACKS},
     # files
     "secrets": Hostile(READ + "for path in ('/etc/shadow', '/etc/hostname', '/root/.bashrc', '/etc/hosts'): read(path)"),
     "proc": Hostile(

@@ -56,7 +56,7 @@ def test_without_a_token_it_makes_one_or_is_told_to_have_none(
     assert f"token: {variables['OMNIGYM_TOKEN']}" in said
     monkeypatch.setenv("OMNIGYM_TOKEN", "tok")
     _, variables, said = served(monkeypatch, str(checkpoint), "--auth", "none")
-    assert "OMNIGYM_TOKEN" not in variables and "no authentication" in said
+    assert not variables["OMNIGYM_TOKEN"] and "no authentication" in said
     with pytest.raises(OmnigymError, match="loopback only"):
         served(monkeypatch, str(checkpoint), "--auth", "none", "--host", "0.0.0.0")
 
