@@ -188,7 +188,11 @@ def test_one_verdict_for_a_key_and_a_request_in_flight_is_answered(redis_server:
         while not set(redis_server.client.keys("omnigym:once:*")) - places:  # until it is being judged
             time.sleep(0.01)
         server.process.send_signal(signal.SIGTERM)
-        assert (last.result().status_code, last.result().json()["reward"]) == (200, 0.0)
+        reply = last.result()  # finished, or handed back where the machine is too busy for that
+        if reply.status_code == 200:
+            assert reply.json()["reward"] == 0.0
+        else:
+            assert (reply.status_code, reply.json()["retryable"]) == (503, True) and "reward" not in reply.json()
         assert server.process.wait(120) == 0
         with pytest.raises(httpx.ConnectError):
             get(f"{server.url}/healthz")
