@@ -144,6 +144,12 @@ class Guard:
                 response = problem(503, "timeout", message, request_id, retryable=True)
             status = response.status_code
             await response(scope, receive, send)
+        except asyncio.CancelledError:
+            if not self.draining or started:
+                raise
+            response = problem(503, "draining", "the server stopped before the answer", request_id, retryable=True)
+            status = response.status_code
+            await response(scope, receive, send)
         except Exception:
             # Starlette raises a bug again after its 500 is sent. It is logged, and uvicorn would close the connection, perhaps
             # under the caller's next request.

@@ -109,7 +109,12 @@ class Agreement(RuleBasedStateMachine):
     def as_many(self) -> None:
         client = self.server.client
         assert client.zcard(INDEX) == len(self.memory) <= LIMIT
-        assert all(client.pttl(key) > 0 for key in client.keys("omnigym:session:*"))
+        seconds, microseconds = client.time()
+        now = 1000 * seconds + microseconds // 1000
+        ends = {name: end - now for name, end in client.zrange(INDEX, 0, -1, withscores=True) if end > now}
+        left = {key.partition(b":session:")[2]: client.pttl(key) for key in client.keys("omnigym:session:*")}
+        assert set(left) == set(ends)  # the index knows when each ends
+        assert all(abs(left[name] - ends[name]) < 1e6 for name in ends)  # far less than the shortest wait
 
 
 def test_memory_and_redis_agree(redis_server: RedisServer) -> None:
