@@ -179,8 +179,9 @@ def _add_environment(document: Document, environment: Environment) -> None:
 def openapi(environments: Sequence[Environment]) -> Schema:
     """The document of a server with `environments`."""
     document = Document()
-    listing = {"type": "array", "items": {"type": "object", "properties": {"name": {"type": "string"}}}}
-    document.add("get", "/environments", "What is served here", _content("Name, kind of reward, tools.", listing))
+    texts = {key: {"type": "string"} for key in ("name", "description", "agent", "reward", "url")}
+    listing = {"type": "array", "items": {"type": "object", "properties": texts, "required": list(texts)}}
+    document.add("get", "/environments", "What is served here", _content("Of every environment.", listing))
     for environment in environments:
         _add_environment(document, environment)
     return {
