@@ -13,10 +13,10 @@ from conftest import need
 from loop_world import write_config
 
 from gym_servers.hosts.local import environment_server
-from gym_servers.hosts.servers import IMAGE, Environments
+from gym_servers.hosts.servers import Environments
 from rl_trainer.tiny_model import make_tiny_model
 
-BUILT = os.environ.get("OMNIGYM_IMAGE", IMAGE)
+BUILT = os.environ.get("OMNIGYM_IMAGE", "omnigym-environments:0.1.0")
 TOKEN = "the-token-of-somebody-else"
 
 
