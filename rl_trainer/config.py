@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from curriculum.mixture import MixtureError, shares
 from curriculum.options import CurriculumConfig
-from gym_servers.hosts.servers import IMAGE, HostKind
+from gym_servers.hosts.servers import HostKind
 from gym_servers.protocol import OmnigymError
 from gym_servers.registry import add_folder, load_environment
 from rl_trainer.options import AlgorithmOptions, OptimizerOptions, Options, PolicyOptions
@@ -115,17 +115,17 @@ class PlacementConfig(Options):
     """Its token is OMNIGYM_ENVIRONMENTS_TOKEN, or in the file that OMNIGYM_ENVIRONMENTS_TOKEN_FILE names."""
     restarts: int = Field(default=3, ge=0)
     """How often in a run a server that dies is started again; its next death ends the run."""
-    image: str = IMAGE
-    """Of the container."""
+    image: str | None = None
+    """Of the container; without one what `docker compose build` makes."""
     network: str | None = None
     """Of the engine, which the container joins, so that it can reach a judge; without one it has no way out."""
-    memory_mb: int = Field(default=2048, ge=256)
-    """Limit of the container."""
+    memory_mb: int | None = Field(default=None, ge=256)
+    """Limit of the container; 2048 without one."""
 
     @model_validator(mode="after")
     def _one_host(self) -> PlacementConfig:
         for key, host in (("url", "url"), ("image", "docker"), ("network", "docker"), ("memory_mb", "docker")):
-            if getattr(self, key) != type(self).model_fields[key].default and self.environments != host:
+            if getattr(self, key) is not None and self.environments != host:
                 raise ValueError(
                     f"placement.{key} is for placement.environments: {host}, which is {self.environments}; change one"
                 )

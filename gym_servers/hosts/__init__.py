@@ -1,1 +1,1 @@
-"""Where servers run: in process, local processes, Ray actors."""
+"""Where servers run: in process, local processes, Ray actors, containers, or at a URL."""

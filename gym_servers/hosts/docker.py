@@ -28,6 +28,9 @@ from requests.exceptions import RequestException
 from gym_servers.hosts.servers import Environments, Server
 from gym_servers.protocol import OmnigymError
 
+IMAGE = "omnigym-environments:0.1.0"
+"""What `docker compose build` makes."""
+MEMORY_MB = 2048
 LABEL = "omnigym.run"
 INSIDE = 8000
 """The port in the container."""
@@ -44,6 +47,7 @@ class ContainerServer(Server):
     def __init__(self, wanted: Environments) -> None:
         super().__init__("the environment container", wanted.log, wanted.restarts)
         self.wanted = wanted
+        self.image, self.memory_mb = wanted.image or IMAGE, wanted.memory_mb or MEMORY_MB
         self.run = wanted.run or secrets.token_hex(6)
         self.container: Any = None
         self._input: Any = None
@@ -69,8 +73,8 @@ class ContainerServer(Server):
     def _explained(self, error: Exception) -> str:
         if isinstance(error, ImageNotFound):
             return (
-                f"there is no image '{self.wanted.image}' on this machine: build it with `docker build -f "
-                f"compose/Dockerfile -t {self.wanted.image} .`, or name another one (placement.image)"
+                f"there is no image '{self.image}' on this machine: build it (`docker compose build`), or name another one "
+                "(placement.image)"
             )
         if isinstance(error, APIError):
             return f"the engine refused: {error.explanation or error}"
@@ -113,10 +117,10 @@ class ContainerServer(Server):
     def _start(self) -> None:
         self._remove()
         port = int(self.url.rpartition(":")[2]) if self.url else None
-        memory = f"{self.wanted.memory_mb}m"
+        memory = f"{self.memory_mb}m"
         command = ["omnigym", "env", "serve", "--host", "0.0.0.0", "--port", str(INSIDE), "--attached"]
         self.container = self.client.containers.create(
-            self.wanted.image,
+            self.image,
             [*command, *self.wanted.arguments()],
             name=f"{self.name_of_both}-{self.began_again}",
             labels={LABEL: self.run},
@@ -158,7 +162,7 @@ class ContainerServer(Server):
             code = client.api.wait(identity, timeout=None, condition="removed")["StatusCode"]
             how = f"ended with status {code}"
             if code == 137:
-                how += f" (killed; perhaps at its memory limit, placement.memory_mb {self.wanted.memory_mb})"
+                how += f" (killed; perhaps at its memory limit, placement.memory_mb {self.memory_mb})"
         except (DockerException, RequestException, KeyError) as error:
             how = f"is gone, as far as the engine can be asked: {error}"
         asked.set()

@@ -34,8 +34,6 @@ HostKind = Literal["local", "ray", "docker", "url"]
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """Opens the addresses of servers: they never go through a proxy."""
 READY_SECONDS = 120.0
-IMAGE = "omnigym-environments:0.1.0"
-"""What `docker compose build` makes."""
 
 
 class ServerDied(OmnigymError):
@@ -57,9 +55,9 @@ class Environments:
     log: Path | None = None
     restarts: int = 0
     run: str = ""
-    image: str = IMAGE
+    image: str | None = None
     network: str | None = None
-    memory_mb: int = 2048
+    memory_mb: int | None = None
     url: str | None = None
 
     def arguments(self) -> list[str]:

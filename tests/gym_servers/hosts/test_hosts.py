@@ -26,7 +26,7 @@ from gym_servers.commands.env_new import write
 from gym_servers.hosts.inprocess import InProcessHost
 from gym_servers.hosts.local import LocalServer
 from gym_servers.hosts.local import environment_server as local_server
-from gym_servers.hosts.servers import IMAGE, Environments, Server, ServerDied, Servers, environment_server
+from gym_servers.hosts.servers import Environments, Server, ServerDied, Servers, environment_server
 from gym_servers.protocol import FailureError, OmnigymError, Rollout, RowError
 from gym_servers.registry import PATH_VARIABLE, add_folder, load_environment
 from gym_servers.resources import build_resources
@@ -36,7 +36,7 @@ from rl_trainer.sampler import LoadedTask, PlannedTask
 from rl_trainer.services import HttpGeneration
 
 ROOT = Path(__file__).resolve().parents[3]
-BUILT = os.environ.get("OMNIGYM_IMAGE", IMAGE)
+BUILT = os.environ.get("OMNIGYM_IMAGE", "omnigym-environments:0.1.0")
 TOKEN = "a-token-of-the-test"
 SECONDS = 600.0
 RUN = f"hosts-test-{os.getpid()}"
@@ -53,7 +53,7 @@ def engine() -> Any:
         client = docker.from_env()
         client.images.get(BUILT)
     except docker.errors.ImageNotFound:
-        need("docker", False, f"there is no image {BUILT}: docker build -f compose/Dockerfile -t {BUILT} .")
+        need("docker", False, f"there is no image {BUILT}: docker compose build")
     except docker.errors.DockerException as error:
         need("docker", False, f"no Docker engine: {error}")
     return client
@@ -406,6 +406,6 @@ def test_a_container_that_cannot_serve_says_why() -> None:
 def test_an_image_that_is_not_there_is_named() -> None:
     engine()
     name = f"no-such-{secrets.token_hex(4)}"
-    with pytest.raises(OmnigymError, match=f"there is no image '{name}'.*docker build -f compose/Dockerfile"):
+    with pytest.raises(OmnigymError, match=f"there is no image '{name}' on this machine: build it"):
         environment_server("docker", Environments(["mcqa"], TOKEN, run=f"{RUN}-none", image=name))
     assert engine().networks.list(filters={"label": f"omnigym.run={RUN}-none"}) == []
