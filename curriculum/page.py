@@ -102,13 +102,16 @@ def notes(plan: PlanSummary) -> list[str]:
 
 
 def domain_table(plan: PlanSummary) -> Table:
-    """The domains, for the terminal."""
-    table = Table(*HEADER, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.columns[0].no_wrap = True
-    for column in table.columns[1:]:
-        column.justify = "right"
+    """The domains, for a terminal of 80 columns."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("domain", no_wrap=True)
+    for name in ("share", "eligible of profiled", "drawn", "epochs", "never seen"):
+        table.add_column(name, justify="right")
     for domain in plan.domains:
-        table.add_row(*_cells(domain))
+        eligible, drawn = f"{domain.eligible:,} of {domain.tasks:,}", f"{domain.drawn:,}"
+        table.add_row(
+            domain.name, f"{domain.share:.1%}", eligible, drawn, f"{domain.epochs:.2f}", f"{domain.never_seen:,}"
+        )
     return table
 
 

@@ -2,8 +2,8 @@
 
 Columns of the file: task_id, domain (the environment), pass_rate (mean reward of the task's n rollouts, in [0, 1]), n, stderr (of
 pass_rate), mean_tokens (sampled tokens of a rollout), truncated (share of rollouts), weights (checksum of the model's; one in a file,
-since a profile is of one model). Strings are numpy's fixed-width ones: a million tasks are some 200 MB, and never a million Python
-objects.
+since a profile is of one model). Strings are numpy's fixed-width ones, as wide as the longest: a million tasks are some 200 MB, and never
+a million Python objects.
 
 A Profile is sorted by (domain, task_id), whatever the order it is made from: nothing that is planned from it depends on that order.
 """
@@ -144,7 +144,7 @@ def _column(name: str, values: Any, kind: type[np.generic]) -> NDArray[Any]:
         raise ProfileError(f"field '{name}' must be one value a task, found an array of shape {given.shape}")
     if len(given) and not np.issubdtype(given.dtype, kind) and not np.can_cast(given.dtype, kind, "safe"):
         raise ProfileError(f"field '{name}' must be {kind.__name__}, found {given.dtype}")
-    return given.astype(kind)
+    return given.astype(kind, copy=False)
 
 
 def _where(columns: dict[str, NDArray[Any]], row: int) -> str:

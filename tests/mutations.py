@@ -536,7 +536,7 @@ MUTATIONS = (
         "curriculum/gaussian.py",
         "np.any((self._left == 0) & (counts > 0))",
         "np.any((self._left < 0) & (counts > 0))",
-        f"{CURRICULUM}/test_plan.py::test_a_plan_keeps_its_promises",
+        f"{CURRICULUM}/test_gaussian.py::test_a_bin_that_ran_dry_is_replaced_in_equal_parts_by_hand",
     ),
     Mutation(
         "a step without a task is not counted",

@@ -74,6 +74,12 @@ def test_a_batch_over_the_end_of_an_epoch_by_hand() -> None:
     assert drawn_by_bin(order([2, 2], [0.25, 0.75], [3, 3]), 2) == [[1, 2], [2, 1]]
 
 
+def test_a_bin_that_ran_dry_is_replaced_in_equal_parts_by_hand() -> None:
+    """Shares 1/4, 1/2, 1/4 of four tasks; the middle bin has two. From step 1 on its share goes to both neighbours alike, though one has
+    more left."""
+    assert drawn_by_bin(order([40, 2, 20], [0.25, 0.5, 0.25], [4] * 3), 3) == [[1, 2, 1], [2, 0, 2], [2, 0, 2]]
+
+
 def test_a_bin_with_too_few_is_filled_up_from_the_nearest_by_hand() -> None:
     """All is wanted of the last bin, which has one of the four tasks: the three others come from the nearest bin with some left."""
     assert drawn_by_bin(order([9, 2, 1], [0, 0, 1], [4, 4]), 2) == [[1, 2, 1], [4, 0, 0]]
