@@ -66,7 +66,8 @@ class TaskFiles:
         for named, path in self.files:
             for where, line in read_lines(path):
                 row = parse_line(line, where)
-                name = named or row.get("environment") or (row.get("agent_ref") or {}).get("name")
+                agent = row.get("agent_ref")
+                name = named or row.get("environment") or (agent.get("name") if isinstance(agent, dict) else None)
                 if not isinstance(name, str):
                     raise RowError(
                         f"{where}: no environment: the row has neither 'environment' nor 'agent_ref.name'; give --tasks NAME={path}"

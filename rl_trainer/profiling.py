@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import orjson
 
 from gym_servers.commands.collection import FailureBudget
-from gym_servers.protocol import OmnigymError, Rollout
+from gym_servers.protocol import OmnigymError, Rollout, row_task_id
 from gym_servers.rollouts import RolloutRequest, rollout_seed
 from gym_servers.rows import parse_line
 from rl_trainer.config import RunConfig
@@ -42,9 +42,9 @@ NO_SPREAD_KNOWN = 0.5
 """Standard error of a single rollout: the largest standard deviation that a reward in [0, 1] can have."""
 
 
-def row_mark(task_id: str, row: Row) -> int:
-    """64 bits that tell a task's row from another one's."""
-    body = task_id.encode() + b"\n" + orjson.dumps(row, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
+def row_mark(name: str, row: Row) -> int:
+    """64 bits that tell a task, of this environment and id, and its row from another."""
+    body = f"{name} {row_task_id(row)}".encode()
     return int.from_bytes(hashlib.blake2b(body, digest_size=8).digest(), "big")
 
 

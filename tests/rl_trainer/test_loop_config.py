@@ -68,6 +68,15 @@ def test_overrides_and_round_trip(tmp_path: Path) -> None:
         ("placement={environments: url, url: 'ftp://x'}", "placement.url 'ftp://x' must begin with http"),
         ("placement={environments: url, url: 'http://me:k@x'}", "no user or password: set OMNIGYM_ENVIRONMENTS_TOKEN"),
         ("placement.restarts=-1", "key 'placement.restarts'"),
+        (
+            "sampler=gaussian",
+            "sampler 'gaussian' needs curriculum.profile, a file that `omnigym profile --config` makes",
+        ),
+        ("sampler=gausian", "key 'sampler'.*found 'gausian'"),
+        ("curriculum.replan.patience=2", "curriculum.replan.patience counts validations: set val.every too"),
+        ("curriculum.replan.patence=2", "did you mean 'curriculum.replan.patience'"),
+        ("curriculum.sigma=0", "key 'curriculum.sigma'"),
+        ("dynamic_sampling.max_attempts=-1", "key 'dynamic_sampling.max_attempts'"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, override: str, message: str) -> None:
@@ -153,6 +162,16 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 def test_the_demo_configuration_is_valid() -> None:
     config = load_config(ROOT / "rl_trainer" / "configs" / "demo.yaml")
     assert config.policy.dtype == "bf16" and config.sampling.temperature == 1.0
+
+
+def test_the_curriculum_s_configuration_is_valid_in_both_arms() -> None:
+    path = ROOT / "rl_trainer" / "configs" / "curriculum.yaml"
+    for order in ("gaussian", "random"):
+        config = load_config(path, [f"sampler={order}"])
+        assert (
+            config.sampler == order and config.curriculum.profile == Path("runs/curriculum/profile.parquet").resolve()
+        )
+        assert {tasks.max_difficulty for tasks in config.tasks.values()} == {1.0}
 
 
 def test_an_environment_of_another_server_has_its_tasks_in_a_file_and_is_not_started(

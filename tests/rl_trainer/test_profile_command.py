@@ -16,10 +16,13 @@ from typing import Any
 
 import pytest
 from live_server import SECRET, World, eventually, model_world
+from typer.testing import CliRunner
 
 from curriculum.profile import read_profile
+from gym_servers.cli import build
 from gym_servers.hosts.local import LocalHost
 from gym_servers.models.scripted import Asked, ScriptedEngine
+from gym_servers.protocol import OmnigymError
 
 COMMAND = [sys.executable, "-c", "from gym_servers.cli import main; main()", "profile"]
 TASKS, N, TOKEN = 8, 4, "t"
@@ -120,15 +123,26 @@ def test_a_profile_killed_at_any_moment_ends_as_an_undisturbed_one(
     assert out.read_bytes() == whole.read_bytes()
 
 
-def test_what_cannot_be_profiled_is_said_before_anything_starts(world: World, tasks: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_profiled_is_said_before_anything_starts(
+    world: World, tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMNIGYM_TOKEN", TOKEN)
     out = tmp_path / "p.parquet"
-    unknown = run([*COMMAND, "--tasks", f"competition_maths={tasks}", "--model", world.url, "--out", str(out)])
-    assert unknown.returncode == 1 and "unknown environment 'competition_maths'" in unknown.stderr
-    unnamed = run(command(tasks, "http://127.0.0.1:9", world.url, out))
-    assert unnamed.returncode == 1 and "does not say which weights it has: name them with --weights" in unnamed.stderr
+
+    def refused(*arguments: str) -> str:
+        with pytest.raises(OmnigymError) as caught:
+            CliRunner().invoke(build(), ["profile", *arguments], catch_exceptions=False)
+        return str(caught.value)
+
+    given = ["--model", world.url, "--out", str(out)]
+    known = ["--env", "competition_math=http://127.0.0.1:9", "--tasks", str(tasks), *given]
+    assert "unknown environment 'competition_maths'" in refused("--tasks", f"competition_maths={tasks}", *given)
+    assert "does not say which weights it has: name them with --weights" in refused(*known)
+    assert "tasks.jsonl:1: no environment" in refused("--tasks", str(tasks), *given)
     tasks.write_text(tasks.read_text() + tasks.read_text().splitlines()[2] + "\n")
-    twice = run(command(tasks, "http://127.0.0.1:9", world.url, out, "--weights", "w"))
-    assert twice.returncode == 1 and "tasks.jsonl:9: task_id 'q2' is also that of" in twice.stderr
-    both = run([*COMMAND, "--tasks", str(tasks), "--config", "run.yaml"])
-    assert both.returncode == 1 and "give one of --config" in both.stderr
+    assert "tasks.jsonl:9: task_id 'q2' is also that of" in refused(*known, "--weights", "w")
+    assert "give one of --config" in refused("--tasks", str(tasks), "--config", "run.yaml")
+    assert "--model, --env and --weights go with --tasks" in refused("--config", "run.yaml", "--model", "m")
+    assert "key=value goes with --config" in refused(*known, "seed=1")
+    assert "--tasks needs --model and --out" in refused("--tasks", str(tasks), "--model", "m")
     assert not out.exists() and not world.engine.calls  # type: ignore[attr-defined]

