@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 export HF_HUB_OFFLINE ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: demo setup reasoning-gym test test-all conformance mutate lint clean
+.PHONY: demo setup reasoning-gym test test-all conformance mutate sbom lint clean
 
 setup: $(VENV)/.installed
 
@@ -40,7 +40,8 @@ lint: setup
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not conformance"
 
-# Slow tests: the real model, vLLM, whole runs that are killed and resumed, and the conformance cases where they are.
+# Slow tests: the real model, vLLM, whole runs that are killed and resumed, containers where there is a Docker engine, and the
+# conformance cases where they are.
 test-all: setup reasoning-gym
 	$(BIN)/omnigym model get smollm2-135m
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not conformance" -k reasoning_gym
@@ -50,7 +51,11 @@ conformance: setup reasoning-gym
 	@test -d ../shared/conformance || { echo "no conformance folder at ../shared/conformance"; exit 1; }
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m conformance
 
-# One-line bugs, each of which a named test must notice: about 4 minutes.
+# What is in the image, from the locks, in CycloneDX's form.
+sbom: setup
+	$(BIN)/python compose/sbom.py > compose/sbom.json
+
+# One-line bugs, each of which a named test must notice: about 8 minutes.
 mutate: setup
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutations.py
 

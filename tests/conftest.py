@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,6 +59,25 @@ def need_reasoning_gym() -> None:
 def reasoning_gym_package() -> None:
     """The optional package."""
     need_reasoning_gym()
+
+
+@pytest.fixture(scope="session")
+def docker_engine() -> Iterator[None]:
+    """A Docker engine, one for all tests."""
+    from compose_stack import engine
+
+    with engine():
+        yield
+
+
+@pytest.fixture(scope="session")
+def environments_image(docker_engine: None) -> Iterator[str]:
+    """The image of this checkout, which OMNIGYM_IMAGE names meanwhile."""
+    from compose_stack import base_image, built_image
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMNIGYM_IMAGE", image := built_image(base_image("python", "BASE_IMAGE")))
+        yield image
 
 
 class Agreement(NamedTuple):

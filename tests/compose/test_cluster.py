@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from compose_stack import ROOT, base_image, build, built_image, compose_command, engine, free_port, run
+from compose_stack import ROOT, base_image, build, compose_command, free_port, run
 from conftest import need
 
 from rl_trainer.store import RunStore
@@ -79,37 +79,36 @@ class Cluster:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster(environments_image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     need("vllm", find_spec("ray") is not None, "Ray, which submits the job, is not installed")
-    with engine():
-        command = compose_command(tmp_path_factory.mktemp("compose_command"))
-        base, redis = base_image("train", "TRAIN_BASE_IMAGE"), base_image("redis", "REDIS_IMAGE")
-        # A stand-in brings torch's wheel; on another base the Dockerfile's own index has it.
-        index = ["TORCH_INDEX="] if base == "omnigym-base-train" else []
-        build("train.Dockerfile", TRAIN_IMAGE, f"BASE_IMAGE={base}", *index, seconds=2400)
-        ports = {f"OMNIGYM_{name}": str(free_port()) for name in ("PORT", "RAY_PORT", "MODEL_PORT")}
-        override = tmp_path_factory.mktemp("compose") / "tiny.yaml"
-        override.write_text(OVERRIDE)
-        files = ["-f", str(ROOT / "compose" / "docker-compose.yaml"), "-f", str(override)]
-        project = ["-p", f"omnigym-cluster-test-{os.getpid()}", "--profile", "cluster", "--profile", "judge"]
-        running = Cluster(
-            [*command, *files, *project],
-            {
-                **ports,
-                "OMNIGYM_IMAGE": built_image(base_image("python", "BASE_IMAGE")),
-                "OMNIGYM_TRAIN_IMAGE": TRAIN_IMAGE,
-                "REDIS_IMAGE": redis,
-                "OMNIGYM_JUDGE_URL": JUDGE,
-                "OMNIGYM_JUDGE_MODEL": "tiny",
-                "OMNIGYM_CPUS": str(min(2, os.cpu_count() or 1)),
-            },
-            f"http://127.0.0.1:{ports['OMNIGYM_RAY_PORT']}",
-        )
-        try:
-            running.compose("up", "-d", "--no-build", "--wait", "gateway", "ray-head", "ray-worker", "judge")
-            yield running
-        finally:
-            running.compose("down", "-v", "--remove-orphans", "-t", "10")
+    command = compose_command(tmp_path_factory.mktemp("compose_command"))
+    base, redis = base_image("train", "TRAIN_BASE_IMAGE"), base_image("redis", "REDIS_IMAGE")
+    # A stand-in brings torch's wheel; on another base the Dockerfile's own index has it.
+    index = ["TORCH_INDEX="] if base == "omnigym-base-train" else []
+    build("train.Dockerfile", TRAIN_IMAGE, f"BASE_IMAGE={base}", *index, seconds=2400)
+    ports = {f"OMNIGYM_{name}": str(free_port()) for name in ("PORT", "RAY_PORT", "MODEL_PORT")}
+    override = tmp_path_factory.mktemp("compose") / "tiny.yaml"
+    override.write_text(OVERRIDE)
+    files = ["-f", str(ROOT / "compose" / "docker-compose.yaml"), "-f", str(override)]
+    project = ["-p", f"omnigym-cluster-test-{os.getpid()}", "--profile", "cluster", "--profile", "judge"]
+    running = Cluster(
+        [*command, *files, *project],
+        {
+            **ports,
+            "OMNIGYM_IMAGE": environments_image,
+            "OMNIGYM_TRAIN_IMAGE": TRAIN_IMAGE,
+            "REDIS_IMAGE": redis,
+            "OMNIGYM_JUDGE_URL": JUDGE,
+            "OMNIGYM_JUDGE_MODEL": "tiny",
+            "OMNIGYM_CPUS": str(min(2, os.cpu_count() or 1)),
+        },
+        f"http://127.0.0.1:{ports['OMNIGYM_RAY_PORT']}",
+    )
+    try:
+        running.compose("up", "-d", "--no-build", "--wait", "gateway", "ray-head", "ray-worker", "judge")
+        yield running
+    finally:
+        running.compose("down", "-v", "--remove-orphans", "-t", "10")
 
 
 def status(url: str, token: str | None = None, body: dict[str, Any] | None = None) -> tuple[int, str]:

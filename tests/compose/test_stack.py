@@ -23,7 +23,7 @@ import httpx
 import psutil
 import pytest
 from compose_load import Load, cases
-from compose_stack import Stack, base_image, built_image, compose_command, engine, run
+from compose_stack import Stack, base_image, compose_command, run
 from typer.testing import CliRunner
 
 from gym_servers import cli
@@ -44,18 +44,17 @@ NO_DIFFERENCE = {"num_processes", "debug"}
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with engine():
-        compose = compose_command(tmp_path_factory.mktemp("compose"))
-        one = Stack(compose, built_image(base_image("python", "BASE_IMAGE")), base_image("redis", "REDIS_IMAGE"))
-        try:
-            one.up()
-            yield one
-        except BaseException:
-            print(one.compose("logs", "--tail", "40", check=False))
-            raise
-        finally:
-            one.down()
+def stack(environments_image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    compose = compose_command(tmp_path_factory.mktemp("compose"))
+    one = Stack(compose, environments_image, base_image("redis", "REDIS_IMAGE"))
+    try:
+        one.up()
+        yield one
+    except BaseException:
+        print(one.compose("logs", "--tail", "40", check=False))
+        raise
+    finally:
+        one.down()
 
 
 @pytest.fixture(scope="module")

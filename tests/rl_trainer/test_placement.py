@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import need
 from loop_world import write_config
 
 from gym_servers.hosts.local import LocalHost, environment_server
@@ -23,7 +22,6 @@ from rl_trainer.sampler import LoadedTask, PlannedTask
 from rl_trainer.services import Services
 from rl_trainer.tiny_model import make_tiny_model
 
-BUILT = os.environ.get("OMNIGYM_IMAGE", "omnigym-environments:0.1.0")
 TOKEN = "the-token-of-somebody-else"
 
 
@@ -32,22 +30,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
-def has_image() -> bool:
-    """Whether the engine is there, and the image."""
-    try:
-        found = subprocess.run(["docker", "image", "inspect", BUILT], capture_output=True)
-    except FileNotFoundError:
-        return False
-    return found.returncode == 0
-
-
 @pytest.fixture
 def placement(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """The `placement` of a host, with what it needs there."""
     host = request.param
     if host == "docker":
-        need("docker", has_image(), f"no Docker engine, or no image {BUILT}")
-        yield {"environments": host, "image": BUILT}
+        yield {"environments": host, "image": request.getfixturevalue("environments_image")}
     elif host == "url":
         monkeypatch.setenv("OMNIGYM_ENVIRONMENTS_TOKEN", TOKEN)
         behind = environment_server(Environments(["competition_math", "mcqa"], TOKEN))
