@@ -1,7 +1,8 @@
 """What tests may need from outside: absent, it is a skip with its reason, or a failure where OMNIGYM_REQUIRE names it.
 
 OMNIGYM_REQUIRE is comma-separated: conformance (the cases beside the checkout), model (the small real model), vllm, root (with leave
-to mount a tmpfs), reasoning_gym (the package: `make reasoning-gym`), redis (`redis-server`).
+to mount a tmpfs), reasoning_gym (the package: `make reasoning-gym`), redis (`redis-server`), docker (an engine, or
+root and `dockerd`).
 
 Conformance tests report through the fixture `conform`; a table of them, file by file, ends the run.
 """
