@@ -143,8 +143,8 @@ async def load(
 async def served(url: str, token: str) -> list[str]:
     """What the gateway lists and is installed here too."""
     async with Client(token=token) as client:
-        answered = await client.get(f"{url}/environments", seconds=30)
-    return sorted({entry["name"] for entry in answered.json()["environments"]} & set(environment_names()))
+        listed = await client.environments(url)
+    return sorted({entry["name"] for entry in listed} & set(environment_names()))
 
 
 def main() -> None:

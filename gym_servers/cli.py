@@ -18,6 +18,18 @@ from gym_servers.commands import rollout as rollout_command
 from gym_servers.protocol import OmnigymError
 
 GROUP = "omnigym.commands"
+EXTRAS = {
+    "docker": "docker",
+    "pyarrow": "curriculum",
+    "ray": "train",
+    "safetensors": "train",
+    "tensorboard": "train",
+    "tokenizers": "train",
+    "torch": "train",
+    "transformers": "train",
+    "vllm": "vllm",
+}
+"""The extra that installs a package which the base install lacks."""
 
 
 def build() -> typer.Typer:
@@ -36,21 +48,29 @@ def build() -> typer.Typer:
         try:
             register = point.load()
         except ModuleNotFoundError as error:
-            missing = error.name or "?"
 
-            def absent(missing: str = missing) -> None:
-                raise OmnigymError(f"this command needs the package '{missing}': pip install 'omnigym[train]'")
+            def absent(error: ModuleNotFoundError = error) -> None:
+                raise error
 
-            app.command(point.name, help=f"(not installed: needs '{missing}')")(absent)
+            app.command(point.name, help=f"(not installed: needs '{error.name}')")(absent)
         else:
             register(app)
     return app
 
 
 def main() -> None:
-    """Entry point. An OmnigymError is one line on stderr and exit status 1; anything else is a bug and shows its traceback."""
+    """Entry point. An OmnigymError, or a package that is not installed, is one line on stderr and exit status 1; anything else is a bug
+    and shows its traceback."""
     try:
         build()()
     except OmnigymError as error:
-        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
-        sys.exit(1)
+        message = str(error)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            raise
+        message = f"this command needs the package '{package}': pip install 'omnigym[{EXTRAS[package]}]'"
+    else:
+        return
+    Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(message)}", highlight=False)
+    sys.exit(1)

@@ -298,7 +298,7 @@ def collect_profile(
     """Make the profile with the model and environments of a run, and publish it. Raises OmnigymError past the limit of failures."""
     from rl_trainer.generation import RolloutPlan
 
-    budget = FailureBudget(failure_limit)
+    budget = FailureBudget(failure_limit, setting="failure_limit")
     plans = [
         RolloutPlan(
             LoadedTask(request.environment, request.task_id, request.row),

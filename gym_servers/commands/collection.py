@@ -159,12 +159,12 @@ async def _next(source: AsyncIterator[Rollout]) -> Rollout | None:
 
 
 class FailureBudget:
-    """Stops a command whose rollouts mostly fail: past `share` of those that ended, once `least` have."""
+    """Stops a command whose rollouts mostly fail: past `share` of those that ended, once `least` have. setting: what sets the share."""
 
-    def __init__(self, share: float, least: int = 20) -> None:
+    def __init__(self, share: float, least: int = 20, setting: str = "--max-failures") -> None:
         if not 0.0 <= share <= 1.0:
-            raise OmnigymError(f"--max-failures {share}: must be a share from 0 to 1")
-        self.share, self.least = share, least
+            raise OmnigymError(f"{setting} {share}: must be a share from 0 to 1")
+        self.share, self.least, self.setting = share, least, setting
         self.ended = self.failed = 0
         self.kinds: Counter[tuple[str, str]] = Counter()
         self.example: dict[tuple[str, str], str] = {}
@@ -181,7 +181,7 @@ class FailureBudget:
         if self.ended >= self.least and self.failed > self.share * self.ended:
             raise OmnigymError(
                 f"{self.failed} of {self.ended} rollouts failed, more than {self.share:.0%}: {self.describe()}; "
-                f"what is done is kept; --max-failures sets the limit"
+                f"what is done is kept; {self.setting} sets the limit"
             )
 
     def describe(self) -> str:

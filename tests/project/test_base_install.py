@@ -51,6 +51,11 @@ def test_the_base_install_is_small_and_grades_without_the_trainer_s_packages(tmp
         [omnigym, "env", "generate", "reasoning_gym"], cwd=tmp_path, env=environment, capture_output=True
     )
     assert without.returncode == 1 and b"pip install 'omnigym[reasoning-gym]'" in without.stderr + without.stdout
+    config = tmp_path / "run.yaml"
+    config.write_text("{model: m, steps: 1, mixture: {mcqa: 1}}")
+    trains = subprocess.run([omnigym, "train", config], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert trains.returncode == 1 and "pip install 'omnigym[train]'" in trains.stderr, trains.stderr
+    assert "Traceback" not in trains.stderr
     for name in sorted(names - {"reasoning_gym"}):  # its tasks are made by an optional package
         rows = [json.loads(line) for line in run(omnigym, "env", "generate", name, "--n", 2).splitlines()]
         assert [row["agent_ref"]["name"] for row in rows] == [name, name]
