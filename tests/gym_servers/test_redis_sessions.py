@@ -118,7 +118,7 @@ class Agreement(RuleBasedStateMachine):
 
 
 def test_memory_and_redis_agree(redis_server: RedisServer) -> None:
-    run = settings(max_examples=12, stateful_step_count=25, deadline=None)
+    run = settings(max_examples=20, stateful_step_count=40, deadline=None)
     run_state_machine_as_test(lambda: Agreement(redis_server), settings=run)
 
 
@@ -171,6 +171,20 @@ def test_redis_itself_drops_what_is_idle(redis_server: RedisServer) -> None:
         assert redis_server.client.zscore(INDEX, "idle") is None
 
     use(redis_server, run, ttl_seconds=0.2)
+
+
+def test_use_postpones_the_end(redis_server: RedisServer) -> None:
+    async def run(store: RedisSessions) -> None:
+        client, key = redis_server.client, "omnigym:session:used"
+        await store.store("used", Session(b"1"))
+        session = await store.load("used")
+        assert session is not None
+        for use_it in (lambda: store.load("used"), lambda: store.store("used", session)):
+            client.pexpire(key, 1000 * 100)
+            assert await use_it()
+            assert client.pttl(key) > 1000 * 1000
+
+    use(redis_server, run, ttl_seconds=TTL)
 
 
 class Planted:
