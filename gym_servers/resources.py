@@ -105,6 +105,12 @@ def tool_output(result: Any) -> tuple[str, bytes]:
     return "application/json", orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS)
 
 
+def _key(request: Request, path: str) -> str | None:
+    """The request's idempotency key. The same one means another request on another path."""
+    key = request.headers.get("idempotency-key")
+    return None if key is None else f"{path} {key}"
+
+
 class Served:
     """One environment behind its routes."""
 
@@ -172,7 +178,7 @@ class Served:
             judged = name
             return verdict.model_dump()
 
-        verdict = await self.once(request.headers.get("idempotency-key"), make)
+        verdict = await self.once(_key(request, "verify"), make)
         if judged is not None:  # not before the verdict is kept: what dies in between must not cost the episode
             with contextlib.suppress(FailureError):  # the verdict stands, and the session ends with its TTL
                 await self.sessions.drop(judged)
@@ -189,7 +195,7 @@ class Served:
             verdicts = await judge_group(environment, task, rollouts, self.pool)
             return {"rewards": [v.reward for v in verdicts], "verdicts": [v.model_dump() for v in verdicts]}
 
-        return answer(await self.once(request.headers.get("idempotency-key"), make))
+        return answer(await self.once(_key(request, "verify_group"), make))
 
     # -- sessions ------------------------------------------------------------------------------------------------
 

@@ -199,3 +199,14 @@ def test_groups_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     began = time.monotonic()
     asyncio.run(run())
     assert time.monotonic() - began < 60  # no timer holds the loop
+
+
+def test_one_idempotency_key_on_both_paths_is_two_requests(toys: None) -> None:
+    alone = Shortest(GroupToySettings(num_rollouts_per_prompt=1))
+    given = body(0, "4")
+    group = {"task": {key: value for key, value in given.items() if key != "response"}, "rollouts": [given]}
+    with serving(build_resources([alone], workers=1)) as url:
+        key = {"Idempotency-Key": "k"}
+        one = httpx.post(f"{url}/verify", json=given, headers=key, timeout=60, trust_env=False).json()
+        both = httpx.post(f"{url}/verify_group", json=group, headers=key, timeout=60, trust_env=False).json()
+    assert one["reward"] == 1.0 and both["rewards"] == [1.0]
