@@ -105,9 +105,8 @@ class DomainOrder:
         moved = to_nearest(self.bins.rates, self._left == 0)
         counts = self._step_counts[self._step :].copy()
         counts[0] = first
-        return Rounding(
-            in_units(self._shares[self._step :] @ moved, counts), np.rint(self._lag @ moved).astype(np.int64)
-        )
+        lag = np.rint(self._lag @ moved).astype(np.int64)
+        return Rounding(in_units(self._shares[self._step :] @ moved, counts, lag), lag)
 
     def draw(self) -> Indices:
         """The next step's tasks, [count], those of an ending epoch before those of the next."""

@@ -17,11 +17,23 @@ from numpy.typing import NDArray
 UNIT = 1 << 30
 
 
-def in_units(shares: NDArray[np.float64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """`shares` [steps, bins], rows summing to 1, times `counts` [steps], in units; each row sums to counts * UNIT exactly."""
+def in_units(
+    shares: NDArray[np.float64], counts: NDArray[np.int64], lag: NDArray[np.int64] | None = None
+) -> NDArray[np.int64]:
+    """`shares` [steps, bins], rows summing to 1, times `counts` [steps], in units; each row sums to counts * UNIT exactly.
+
+    Where a share is too small for a unit, and the bin is owed a part of a task from before (lag as of Rounding), it is one unit all
+    the same: only from a bin with a target can a step draw what it is owed.
+    """
     units = np.rint(shares * (counts[:, None] * float(UNIT))).astype(np.int64)
     rows = np.arange(len(units))
     units[rows, units.argmax(axis=1)] += counts * UNIT - units.sum(axis=1)
+    start = np.zeros(units.shape[1], dtype=np.int64) if lag is None else lag
+    before = np.vstack([start, start + np.cumsum(units, axis=0)[:-1]])
+    tiny = (units == 0) & (shares > 0) & (counts > 0)[:, None] & (before % UNIT != 0)
+    largest = units.argmax(axis=1)
+    units += tiny
+    units[rows, largest] -= tiny.sum(axis=1)
     return units
 
 
