@@ -99,6 +99,19 @@ def listed_in(document: Path) -> set[str]:
     return {row[0] for row in rows if len(row) >= 4 and re.fullmatch(r"[\w/-]+\d", row[0]) and len(row[-1]) > 10}
 
 
+def agrees(line: Mapping[str, Any], expected: Mapping[str, Any]) -> bool:
+    """The same reward, and where the reference tells them, the same instructions followed strictly and loosely."""
+    if line.get("reward") != expected["reward"]:
+        return False
+    parts = line["parts"]
+    strict = expected.get("strict") or expected.get("follow_instruction_list")
+    loose = expected.get("loose") or expected.get("follow_instruction_list_loose")
+    return strict in (None, parts.get("follow_instruction_list")) and loose in (
+        None,
+        parts.get("follow_instruction_list_loose"),
+    )
+
+
 @pytest.fixture
 def conform() -> Callable[[str, Mapping[str, bool], str], None]:
     """`conform(file, {case id: whether we agree}, document)`: fails on a disagreement that `document` (a path in the checkout)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import agrees
 from typer.testing import CliRunner
 
 from gym_servers import cli
@@ -45,19 +46,6 @@ def verify(environment: str, cases: list[Line], settings: dict[str, Any], folder
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line["id"] for line in lines] == [case["id"] for case in cases]
     return lines
-
-
-def agrees(line: Line, expected: dict[str, Any]) -> bool:
-    """The same reward, and where the reference tells them, the same instructions followed strictly and loosely."""
-    if line.get("reward") != expected["reward"]:
-        return False
-    parts = line["parts"]
-    strict = expected.get("strict") or expected.get("follow_instruction_list")
-    loose = expected.get("loose") or expected.get("follow_instruction_list_loose")
-    return strict in (None, parts.get("follow_instruction_list")) and loose in (
-        None,
-        parts.get("follow_instruction_list_loose"),
-    )
 
 
 @pytest.mark.parametrize("environment", sorted(COUNTS))
