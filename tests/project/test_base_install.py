@@ -52,7 +52,9 @@ def test_the_base_install_is_small_and_grades_without_the_trainer_s_packages(tmp
     )
     assert without.returncode == 1 and b"pip install 'omnigym[reasoning-gym]'" in without.stderr + without.stdout
     config = tmp_path / "run.yaml"
-    config.write_text("{model: m, steps: 1, mixture: {mcqa: 1}}")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text("{}")
+    config.write_text("{model: model, steps: 1, mixture: {mcqa: 1}}")
     trains = subprocess.run([omnigym, "train", config], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert trains.returncode == 1 and "pip install 'omnigym[train]'" in trains.stderr, trains.stderr
     assert "Traceback" not in trains.stderr
