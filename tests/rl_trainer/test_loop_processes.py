@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import signal
@@ -158,7 +159,7 @@ def test_an_interrupted_run_leaves_no_process_and_says_how_to_go_on(
 def test_a_killed_process_is_named_and_the_run_stops(model: Path, tmp_path: Path, victim: str) -> None:
     """pitfall 20: kill -9 of each process in turn is a named error within seconds, never a wait for ever."""
     ray = {"enabled": victim.startswith("ray"), "num_cpus": 2}
-    process = run_command(str(write_config(tmp_path, model, ray=ray, steps=500)))
+    process = run_command(str(write_config(tmp_path, model, ray=ray, steps=500, placement={"restarts": 0})))
     wait_for(tmp_path / "runs" / "x" / "rollouts" / "step_000001.done", process)
     children = family(process)
     chosen = [p for p in children if victim in " ".join(p.cmdline())]
@@ -174,6 +175,20 @@ def test_a_killed_process_is_named_and_the_run_stops(model: Path, tmp_path: Path
     }[victim]
     assert any(name in out.replace("\n", " ") for name in named), out
     assert all_gone(children) == []
+
+
+def test_a_killed_environment_server_is_started_again_and_counted(model: Path, tmp_path: Path) -> None:
+    process = run_command(str(write_config(tmp_path, model, ray={"enabled": False}, steps=12)))
+    run = tmp_path / "runs" / "x"
+    wait_for(run / "rollouts" / "step_000001.done", process)
+    (server,) = [p for p in family(process) if "env serve competition_math" in " ".join(p.cmdline())]
+    server.kill()
+    out, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, out
+    assert "the environment server was killed by signal 9" in out.replace("\n", " ")
+    counts = [json.loads(line).get("server_restarts") for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [count for count in counts if count is not None]
+    assert len(steps) == 12 and (steps[0], steps[-1]) == (0, 1)
 
 
 def test_what_is_exported_is_what_vllm_serves(model: Path, tmp_path: Path) -> None:
