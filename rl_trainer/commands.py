@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -14,8 +16,12 @@ from gym_servers.checkpoints import resolve_model
 from gym_servers.protocol import OmnigymError
 from rl_trainer.config import ConfigError, RunConfig, load_config
 from rl_trainer.interrupt import INTERRUPTS
+from rl_trainer.options import PolicyOptions
 from rl_trainer.store import RunStore, write_whole
 from rl_trainer.tasks import LoadedTask, drop_long_prompts, load_heldout, load_rows, prompt_counter
+
+if TYPE_CHECKING:  # numpy is not loaded for --help
+    from rl_trainer.sampler import Sampler
 
 
 def load_tasks(config: RunConfig, model: Path) -> tuple[dict[str, list[LoadedTask]], list[LoadedTask], list[str]]:
@@ -67,8 +73,34 @@ def print_plan(console: Console, config: RunConfig, model: Path) -> None:
     console.print(config.to_yaml(), markup=False)
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What a run needs besides servers. dropped: names of tasks whose prompt is too long."""
+
+    sampler: Sampler
+    heldout: list[LoadedTask]
+    dropped: list[str]
+    options: PolicyOptions
+
+
+def prepare(config: RunConfig, model: Path, profiles: Mapping[int, Path]) -> Prepared:
+    """Everything of a configuration that can be wrong, before a folder is made or a server started. profiles: of the run itself."""
+    from rl_trainer.sampler import make_sampler
+
+    tasks, heldout, dropped = load_tasks(config, model)
+    sampler = make_sampler(config, tasks, model, profiles)
+    reference = resolve_model(config.policy.reference) if config.policy.reference else None
+    return Prepared(sampler, heldout, dropped, config.policy_options(model, reference))
+
+
 def execute(
-    config: RunConfig, model: Path, store: RunStore, console: Console, mode: str, source: RunStore | None
+    config: RunConfig,
+    model: Path,
+    store: RunStore,
+    prepared: Prepared,
+    console: Console,
+    mode: str,
+    source: RunStore | None,
 ) -> dict[str, Any] | None:
     """Start what the run needs, run it, stop it. Returns the summary where there were two evaluations."""
     from rl_trainer.actors import Policy, RayPolicy, local_policy
@@ -77,14 +109,10 @@ def execute(
     from rl_trainer.metrics import MetricsLog, PeakMemory
     from rl_trainer.progress import Progress
     from rl_trainer.report import build_report, write_summary
-    from rl_trainer.sampler import make_sampler
     from rl_trainer.services import Services
 
     began, memory = time.monotonic(), PeakMemory()
-    reference = resolve_model(config.policy.reference) if config.policy.reference else None
-    options = config.policy_options(model, reference)
-    tasks, heldout, dropped = load_tasks(config, model)
-    sampler = make_sampler(config, tasks, model, store.profiles())
+    options, dropped = prepared.options, prepared.dropped
     with Services(config, store.folder) as services, Progress(config.steps, config.environments, console) as progress:
         for name in dropped:
             progress.note(f"prompt over {config.prompt_limit} tokens, left out: {name}")
@@ -109,12 +137,12 @@ def execute(
         run = Run(
             config,
             store,
-            sampler,
+            prepared.sampler,
             policy,
             services.generation(restarted) if source is None else None,
             log,
             progress,
-            heldout,
+            prepared.heldout,
             counters=counters,
         )
         try:
@@ -172,16 +200,19 @@ def train(
         print_plan(console, chosen, model)
         return
     source = RunStore.open(from_rollouts) if from_rollouts is not None else None
+    if store is not None:
+        store.lock()
+    prepared = prepare(chosen, model, store.profiles() if store is not None else {})
     if store is None:
         store = RunStore.create(lasting_folder(chosen.runs_folder), chosen.name, chosen.to_yaml())
-    store.lock()
+        store.lock()
     if overrides:
         write_whole(store.folder / "config.yaml", chosen.to_yaml().encode())
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     console.print(f"run folder {store.folder}", highlight=False)
     try:
         with INTERRUPTS.installed():  # SIGTERM ends a run as Ctrl-C does: everything it started is stopped
-            summary = execute(chosen, model, store, console, "rollouts" if rollouts_only else "train", source)
+            summary = execute(chosen, model, store, prepared, console, "rollouts" if rollouts_only else "train", source)
     except KeyboardInterrupt:
         again = f"Go on with: omnigym train --resume {store.folder}{' --rollouts-only' if rollouts_only else ''}"
         if from_rollouts is not None:

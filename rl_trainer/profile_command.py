@@ -22,6 +22,18 @@ import typer
 from gym_servers.checkpoints import checkpoint_digest, resolve_model
 from gym_servers.commands.collection import FailureBudget, Stage, is_url
 from gym_servers.commands.folders import Folders
+from gym_servers.commands.options import (
+    Concurrency,
+    Engine,
+    MaxFailures,
+    MaxTokens,
+    ModelName,
+    NoProgressSeconds,
+    Retries,
+    Settings,
+    Temperature,
+    sampling_of,
+)
 from gym_servers.commands.rollout import progress_bar
 from gym_servers.protocol import OmnigymError, Rollout, RowError
 from gym_servers.rows import TaskNames, parse_line, read_lines
@@ -155,7 +167,9 @@ def profile_files(
             if (checked := checks.get(name)) is not None:
                 checked(row)
 
-        found_with = {"weights": digest or weights, "sampling": sampling, "settings": stage.settings}
+        found_with: dict[str, Any] = {"weights": digest or weights, "sampling": sampling, "settings": stage.settings}
+        if not is_url(model):
+            found_with["engine"] = {key: stage.engine.get(key) for key in ("dtype", "max_model_len")}
         with Profiler(out, found_with, n, options["seed"]) as profiler:
             left = sum(1 for _ in profiler.pending(files.tasks(check)))
             if left:
@@ -242,20 +256,16 @@ def profile(
     weights: Annotated[
         str | None, typer.Option(help="Names the weights behind a URL, where its server cannot.")
     ] = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="Rollouts in flight.")] = 32,
-    retries: Annotated[int, typer.Option(min=0, help="Tries more of a phase that failed, before it is a failure.")] = 2,
-    max_failures: Annotated[float, typer.Option(help="Stop when more than this share of rollouts failed.")] = 0.05,
-    temperature: Annotated[float, typer.Option(min=0.0)] = 1.0,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of one answer.")] = 1024,
+    concurrency: Concurrency = 32,
+    retries: Retries = 2,
+    max_failures: MaxFailures = 0.05,
+    temperature: Temperature = 1.0,
+    max_tokens: MaxTokens = 1024,
     seed: Annotated[int, typer.Option(help="Every rollout's sampling seed follows from it.")] = 0,
-    model_name: Annotated[str | None, typer.Option(help="`model` of the requests, where the server wants it.")] = None,
-    engine: Annotated[
-        list[str], typer.Option(help="key=value for a model server started here, such as threads=2, dtype=float32.")
-    ] = [],  # noqa: B006
-    settings: Annotated[
-        list[str], typer.Option("--set", help="NAME.key=value of an environment started here; may be repeated.")
-    ] = [],  # noqa: B006
-    no_progress_seconds: Annotated[float, typer.Option(help="Stop when no rollout ends for so long.")] = 1800.0,
+    model_name: ModelName = None,
+    engine: Engine = [],  # noqa: B006
+    settings: Settings = [],  # noqa: B006
+    no_progress_seconds: NoProgressSeconds = 1800.0,
     path: Folders = [],  # noqa: B006
 ) -> None:
     """Profile tasks: pass rate with its standard error, mean tokens and truncation, into a parquet file; run it again to go on after
@@ -281,9 +291,7 @@ def profile(
     else:
         if model is None or out is None:
             raise OmnigymError("--tasks needs --model and --out")
-        sampling: Row = {"temperature": temperature, "max_output_tokens": max_tokens}
-        if model_name is not None:
-            sampling["model"] = model_name
+        sampling = sampling_of(temperature, max_tokens, model_name)
         options = {
             "concurrency": concurrency,
             "retries": retries,

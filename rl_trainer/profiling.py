@@ -285,7 +285,8 @@ class Profiler:
 def made_with(config: RunConfig, weights: str) -> dict[str, Any]:
     """What a profile of a run's tasks depends on besides its seed."""
     sampling, settings = config.sampling.model_dump(), dict(sorted(config.settings.items()))
-    return {"weights": weights, "sampling": sampling, "settings": settings, "dtype": config.engine.dtype}
+    engine = {"dtype": config.engine.dtype, "max_model_len": config.engine.max_model_len}
+    return {"weights": weights, "sampling": sampling, "settings": settings, **engine}
 
 
 def collect_profile(

@@ -16,6 +16,18 @@ from rich.table import Table
 
 from gym_servers.commands.collection import FailureBudget, Row, Stage, tasks_of_file, wanted
 from gym_servers.commands.folders import Folders
+from gym_servers.commands.options import (
+    Concurrency,
+    Engine,
+    MaxFailures,
+    MaxTokens,
+    ModelName,
+    NoProgressSeconds,
+    Retries,
+    Settings,
+    Temperature,
+    sampling_of,
+)
 from gym_servers.commands.rollout import progress_bar
 from gym_servers.environment import Split
 from gym_servers.passk import PASS, mean_and_stderr, pass_at_k
@@ -106,24 +118,17 @@ def evaluate(
     n: Annotated[int, typer.Option("--n", min=1, help="Rollouts of each task.")] = 4,
     limit: Annotated[int, typer.Option(min=1, help="Tasks of each environment.")] = 40,
     seed: Annotated[int, typer.Option(help="Of the held-out tasks and of sampling.")] = 0,
-    temperature: Annotated[float, typer.Option(min=0.0)] = 1.0,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of one answer.")] = 1024,
-    concurrency: Annotated[int, typer.Option(min=1, help="Rollouts in flight.")] = 32,
-    retries: Annotated[int, typer.Option(min=0, help="Tries more of a phase that failed, before it is a failure.")] = 2,
-    max_failures: Annotated[float, typer.Option(help="Stop when more than this share of rollouts failed.")] = 0.05,
-    model_name: Annotated[str | None, typer.Option(help="`model` of the requests, where the server wants it.")] = None,
-    engine: Annotated[
-        list[str],
-        typer.Option(
-            help="key=value for a model server started here, such as threads=2, dtype=float32, max_model_len=4096."
-        ),
-    ] = [],  # noqa: B006
-    settings: Annotated[
-        list[str], typer.Option("--set", help="NAME.key=value of an environment started here; may be repeated.")
-    ] = [],  # noqa: B006
+    temperature: Temperature = 1.0,
+    max_tokens: MaxTokens = 1024,
+    concurrency: Concurrency = 32,
+    retries: Retries = 2,
+    max_failures: MaxFailures = 0.05,
+    model_name: ModelName = None,
+    engine: Engine = [],  # noqa: B006
+    settings: Settings = [],  # noqa: B006
     out: Annotated[Path | None, typer.Option(help="Write the figures here too, as JSON.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-    no_progress_seconds: Annotated[float, typer.Option(help="Stop when no rollout ends for so long.")] = 1800.0,
+    no_progress_seconds: NoProgressSeconds = 1800.0,
     path: Folders = [],  # noqa: B006
 ) -> None:
     """Evaluate a model: pass@1 and its standard error over tasks, unbiased pass@k. OMNIGYM_TOKEN is the bearer token of servers
@@ -134,9 +139,7 @@ def evaluate(
         if not equals:
             raise OmnigymError(f"--tasks '{pair}': must be NAME=FILE")
         files[name] = Path(file)
-    sampling: dict[str, Any] = {"temperature": temperature, "max_output_tokens": max_tokens}
-    if model_name is not None:
-        sampling["model"] = model_name
+    sampling = sampling_of(temperature, max_tokens, model_name)
     budget = FailureBudget(max_failures)
     with Stage(env, model, concurrency, engine, seed, settings) as stage:
         unused = set(files) - set(stage.names)

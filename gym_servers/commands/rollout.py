@@ -16,6 +16,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from gym_servers.commands.collection import FailureBudget, Stage, tasks_of_file, wanted
 from gym_servers.commands.folders import Folders
+from gym_servers.commands.options import (
+    Concurrency,
+    Engine,
+    MaxFailures,
+    MaxTokens,
+    ModelName,
+    NoProgressSeconds,
+    Retries,
+    Settings,
+    Temperature,
+    sampling_of,
+)
 from gym_servers.protocol import OmnigymError, Rollout
 from gym_servers.rollouts import Collector, RolloutRequest
 from gym_servers.rows import parse_line, whole_file
@@ -152,36 +164,27 @@ def rollout(
     ],
     out: Annotated[Path, typer.Option(help="JSONL, one rollout a line as it ends.")],
     n: Annotated[int, typer.Option("--n", min=1, help="Rollouts of each task.")] = 1,
-    concurrency: Annotated[int, typer.Option(min=1, help="Rollouts in flight.")] = 32,
+    concurrency: Concurrency = 32,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with --out: nothing is lost, nothing repeated.")
     ] = False,
     retry_failures: Annotated[
         bool, typer.Option("--retry-failures", help="Resume, and try its failures again.")
     ] = False,
-    retries: Annotated[int, typer.Option(min=0, help="Tries more of a phase that failed, before it is a failure.")] = 2,
-    max_failures: Annotated[float, typer.Option(help="Stop when more than this share of rollouts failed.")] = 0.05,
-    temperature: Annotated[float, typer.Option(min=0.0)] = 1.0,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of one answer.")] = 1024,
+    retries: Retries = 2,
+    max_failures: MaxFailures = 0.05,
+    temperature: Temperature = 1.0,
+    max_tokens: MaxTokens = 1024,
     seed: Annotated[int, typer.Option(help="Every rollout's sampling seed follows from it.")] = 0,
-    model_name: Annotated[str | None, typer.Option(help="`model` of the requests, where the server wants it.")] = None,
-    engine: Annotated[
-        list[str],
-        typer.Option(
-            help="key=value for a model server started here, such as threads=2, dtype=float32, max_model_len=4096."
-        ),
-    ] = [],  # noqa: B006
-    settings: Annotated[
-        list[str], typer.Option("--set", help="NAME.key=value of an environment started here; may be repeated.")
-    ] = [],  # noqa: B006
-    no_progress_seconds: Annotated[float, typer.Option(help="Stop when no rollout ends for so long.")] = 1800.0,
+    model_name: ModelName = None,
+    engine: Engine = [],  # noqa: B006
+    settings: Settings = [],  # noqa: B006
+    no_progress_seconds: NoProgressSeconds = 1800.0,
     path: Folders = [],  # noqa: B006
 ) -> None:
     """Collect rollouts of a task file. OMNIGYM_TOKEN: bearer token of servers given by URL; OMNIGYM_SECRET: a model server's
     secret, where tokens are to be recorded."""
-    sampling: dict[str, Any] = {"temperature": temperature, "max_output_tokens": max_tokens}
-    if model_name is not None:
-        sampling["model"] = model_name
+    sampling = sampling_of(temperature, max_tokens, model_name)
     budget = FailureBudget(max_failures)
     with (
         Stage([env], model, concurrency, engine, seed, settings) as stage,

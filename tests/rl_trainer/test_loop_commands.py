@@ -41,6 +41,7 @@ def call(*arguments: str) -> str:
         (["FILE", "engine.max_model_len=30"], "every prompt is longer than 6 tokens"),
         (["FILE", "optimizer.lr=fast"], "key 'optimizer.lr': Input should be a valid number.*found 'fast'"),
         (["FILE", "tasks.competition_math.file=nothing.jsonl"], "nothing.jsonl"),
+        (["FILE", "sampler=gaussian", "curriculum.profile=none.parquet"], r"no profile '.*none\.parquet'"),
         (["FILE", "tasks.competition_math.file=CUT"], r"cut\.jsonl:2: not valid JSON.*is it cut off\?"),
         (
             ["FILE", "tasks.competition_math.file=OTHER"],
@@ -57,7 +58,7 @@ def test_errors_name_the_fix(model: Path, tmp_path: Path, arguments: list[str], 
         arguments = [a.replace(name, str(tmp_path / names[name])) for a in arguments]
     with pytest.raises(OmnigymError, match=message):
         call("train", *[names.get(a, a) for a in arguments])
-    assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").glob("*/logs"))  # before anything starts
+    assert not (tmp_path / "runs").exists()  # before anything starts
 
 
 def test_dry_run_prints_the_plan_and_starts_nothing(model: Path, tmp_path: Path) -> None:

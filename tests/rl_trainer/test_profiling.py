@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from loop_world import write_config
 
 from curriculum.profile import read_profile
 from gym_servers.checkpoints import checkpoint_digest
 from gym_servers.protocol import Failure, OmnigymError, Rollout, RowError
 from gym_servers.rollouts import RolloutRequest
+from rl_trainer.config import load_config
 from rl_trainer.profile_command import TaskFiles
-from rl_trainer.profiling import NamedTask, Profiler, Tally
+from rl_trainer.profiling import NamedTask, Profiler, Tally, made_with
 
 MADE_WITH = {"weights": "w1", "sampling": {"temperature": 1.0}}
 TASKS: list[NamedTask] = [("a", f"t{k}", {"question": k}) for k in range(4)] + [("b", "t0", {"question": "b"})]
@@ -156,6 +158,22 @@ def test_a_profile_made_otherwise_is_not_gone_on_with(tmp_path: Path, change: di
         fill(made)
         with pytest.raises(OmnigymError, match="is being made by another"), profiler(out):
             pass
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ["sampling.max_tokens=20"],
+        ["sampling.temperature=0.5"],
+        ["engine.dtype=bfloat16"],
+        ["engine.max_model_len=100"],
+        ["settings={competition_math: {require_box: true}}"],
+    ],
+)
+def test_what_changes_a_run_s_rollouts_makes_another_profile(tmp_path: Path, change: list[str]) -> None:
+    file = write_config(tmp_path, tmp_path)
+    assert made_with(load_config(file, change), "w1") != made_with(load_config(file), "w1")
+    assert made_with(load_config(file, ["optimizer.lr=1"]), "w1") == made_with(load_config(file), "w1")
 
 
 def test_other_tasks_in_place_of_those_that_were_profiled_are_refused(tmp_path: Path) -> None:
