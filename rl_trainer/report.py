@@ -15,11 +15,13 @@ import orjson
 from gym_servers.protocol import OmnigymError, Rollout
 from rl_trainer.store import RunStore, step_label, write_whole
 
+DASHES = ("", "6 3", "2 3")
+"""After as many curves as there are colours the next of these begins, so that no two of 21 look the same."""
 COLOURS = ("#1b6ca8", "#c0504d", "#4f8f3a", "#8064a2", "#d08a1d", "#2a9d8f", "#6d6d6d")
 EXAMPLES = 10
-STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
-table{border-collapse:collapse}td,th{padding:.25rem .8rem;border-bottom:1px solid #ddd;text-align:right}
-td:first-child,th:first-child{text-align:left}figure{display:inline-block;margin:0 1rem 1rem 0}
+STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:68rem;margin:2rem auto;padding:0 1rem;color:#222}
+table{border-collapse:collapse}td,th{padding:.25rem .6rem;border-bottom:1px solid #ddd;text-align:right;white-space:nowrap}
+td:first-child,th:first-child{text-align:left}figure{display:inline-block;vertical-align:top;margin:0 1rem 1rem 0}
 figcaption{font-weight:600}details{margin:.4rem 0;border-left:3px solid #ccc;padding-left:.7rem}
 pre{white-space:pre-wrap;background:#f6f6f6;padding:.5rem}svg text{font:11px system-ui,sans-serif;fill:#444}"""
 
@@ -35,7 +37,7 @@ def svg(curves: Mapping[str, Curve], marks: Sequence[int] = (), width: int = 420
     low_x, high_x = min(x for x, _ in points), max(x for x, _ in points)
     low_y, high_y = min(0.0, min(y for _, y in points)), max(y for _, y in points)
     span_x, span_y = (high_x - low_x) or 1.0, (high_y - low_y) or 1.0
-    left, bottom, top = 45, height - 25, 10
+    left, bottom, top = 56, height - 25, 10
 
     def place(x: float, y: float) -> str:
         return f"{left + (x - low_x) / span_x * (width - left - 10):.1f},{bottom - (y - low_y) / span_y * (bottom - top):.1f}"
@@ -55,12 +57,13 @@ def svg(curves: Mapping[str, Curve], marks: Sequence[int] = (), width: int = 420
             f"<title>new profile at step {step}</title></line>"
         )
     for k, (name, curve) in enumerate(clean.items()):
-        colour = COLOURS[k % len(COLOURS)]
+        dash = DASHES[k // len(COLOURS) % len(DASHES)]
+        look = f'fill="none" stroke="{COLOURS[k % len(COLOURS)]}" stroke-width="1.8" stroke-dasharray="{dash}"'
         line = " ".join(place(x, y) for x, y in curve)
-        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
+        parts.append(f'<polyline points="{line}" {look}/>')
         y = height + 12 + 18 * k
-        parts.append(f'<rect x="{left}" y="{y - 9}" width="10" height="10" fill="{colour}"/>')
-        parts.append(f'<text x="{left + 16}" y="{y}">{html.escape(name)}</text>')
+        parts.append(f'<polyline points="{left},{y - 4} {left + 24},{y - 4}" {look}/>')
+        parts.append(f'<text x="{left + 32}" y="{y}">{html.escape(name)}</text>')
     return "".join([*parts, "</svg>"])
 
 
@@ -152,10 +155,15 @@ def _summary(store: RunStore) -> str:
 
 def build_report(store: RunStore) -> Path:
     """Write report.html. Raises OmnigymError where the run has no metrics yet."""
-    records = [record for record in store.metrics() if "evaluation" not in record]
+    lines = list(store.metrics())
+    records = [record for record in lines if "evaluation" not in record]
     if not records:
         raise OmnigymError(f"{store.metrics_file} has no step yet: nothing to report")
     figures, marks = [], list(store.profiles())
+    validations = sorted((record for record in lines if "evaluation" in record), key=lambda record: record["step"])
+    if len({record["step"] for record in validations}) > 1:
+        curves = svg(curves_of(validations, "pass_rate"), marks)
+        figures.append(f"<figure><figcaption>pass rate on held-out tasks</figcaption>{curves}</figure>")
     for title, key in (
         ("reward", "reward_mean"),
         ("pass rate", "pass_rate"),

@@ -209,10 +209,29 @@ def test_the_report_is_one_file_without_a_network(tmp_path: Path) -> None:
             writer.add(rollout.model_copy(update={"output": [{"role": "assistant", "content": "<script>x</script>"}]}))
         writer.commit()
     body = build_report(store).read_text()
-    assert body.count("<polyline") == 8
+    assert body.count("<polyline") == 16  # a curve and its place in the legend, in eight figures
+    assert "held-out" not in body
     assert not re.search(r"(src|href)\s*=|https?://|@import|url\(", body)
     assert "<script>" not in body and "&lt;script&gt;" in body  # model output is shown, never run
     assert "What &lt;b&gt;now" in body
+
+
+def test_validations_are_a_curve_over_the_steps_that_were_done(tmp_path: Path) -> None:
+    store = RunStore.create(tmp_path, "demo", "name: demo\n")
+    for step, rate in ((0, 0.25), (4, 0.5)):
+        store.log({"step": step, "evaluation": f"eval_{step:06d}", "environments": {"e": {"pass_rate": rate}}})
+    store.log(record(3))
+    figure = build_report(store).read_text().partition("pass rate on held-out tasks")[2].partition("</figure>")[0]
+    curve = re.search(r'points="([^"]+)"', figure)
+    assert curve is not None
+    (_, low), (_, high) = (point.split(",") for point in curve[1].split())
+    assert float(high) == 10.0 and float(low) == (10.0 + 185.0) / 2  # the axis goes from 0 to the best, 0.5
+
+
+def test_no_two_of_a_dozen_curves_look_alike() -> None:
+    picture = svg({f"e{k:02d}": [(0, k), (1, k)] for k in range(12)})
+    looks = re.findall(r'stroke="(#\w+)" stroke-width="1.8" stroke-dasharray="([^"]*)"', picture)
+    assert len(looks) == 24 and len(set(looks)) == 12
 
 
 def test_a_summary_with_one_task_is_json_and_is_shown(tmp_path: Path) -> None:
