@@ -102,18 +102,31 @@ def remove_unfinished(folder: str | Path) -> None:
         shutil.rmtree(path)
 
 
+def read_state(path: Path) -> dict[str, Any]:
+    """step, sampler, config, extra: all but the tensors. Raises CheckpointError."""
+    try:
+        state: dict[str, Any] = json.loads((path / "state.json").read_text())
+        return state
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"could not read the checkpoint {path}: {error}. Delete it to resume from the one before.")
+
+
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """weights, optimizer, rng, step, sampler, config, extra."""
     from safetensors.torch import load_file
 
     path = Path(path)
+    state = read_state(path)
     try:
-        state = json.loads((path / "state.json").read_text())
         # Written by this program into the user's own run folder; weights_only still refuses arbitrary objects.
         saved = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
         return {"weights": load_file(path / "model.safetensors"), **saved, **state}
     except Exception as error:
-        raise CheckpointError(f"could not read the checkpoint {path}: {error}. Resume from an earlier one.") from error
+        raise _unreadable(path, error) from error
 
 
 def mark_best(folder: str | Path, step: int, score: float) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -41,19 +40,18 @@ def load_tasks(config: RunConfig, model: Path) -> tuple[dict[str, list[LoadedTas
             f"environment '{empty[0]}': every prompt is longer than {config.prompt_limit} tokens "
             "(engine.max_model_len - sampling.max_tokens)"
         )
-    heldout = [task for name in config.environments for task in fitting(load_heldout(config, name))]
-    return train, heldout if config.val.tasks else [], dropped
+    wanted = config.environments if config.val.tasks else []
+    heldout = [task for name in wanted for task in fitting(load_heldout(config, name))]
+    return train, heldout, dropped
 
 
 def print_plan(console: Console, config: RunConfig, model: Path) -> None:
     """What the run would do: nothing is started or written."""
-    from rl_trainer.sampler import make_sampler
-
-    tasks, heldout, dropped = load_tasks(config, model)
-    sampler = make_sampler(config, tasks, model)
+    prepared = prepare(config, model)
+    sampler, dropped, heldout = prepared.sampler, prepared.dropped, prepared.heldout
     size = config.tasks_per_step * config.group_size
     console.print(f"model {config.model} at {model}")
-    for name, members in tasks.items():
+    for name, members in sampler.tasks.items():
         console.print(f"environment {name}: {len(members)} training tasks")
     if dropped:
         console.print(
@@ -83,13 +81,29 @@ class Prepared:
     options: PolicyOptions
 
 
-def prepare(config: RunConfig, model: Path, profiles: Mapping[int, Path]) -> Prepared:
-    """Everything of a configuration that can be wrong, before a folder is made or a server started. profiles: of the run itself."""
+def prepare(config: RunConfig, model: Path, store: RunStore | None = None, samples: bool = True) -> Prepared:
+    """All of a configuration that can be known to be wrong before a folder is made or a server started. store: of a run that is
+    resumed, which the configuration must be able to go on with. samples: whether the run samples rollouts. Raises OmnigymError."""
+    from rl_trainer.checkpoint import list_checkpoints, read_state
+    from rl_trainer.loop import go_on
+    from rl_trainer.metrics import wandb_package
     from rl_trainer.sampler import make_sampler
+    from rl_trainer.services import environments_token
 
-    tasks, heldout, dropped = load_tasks(config, model)
-    sampler = make_sampler(config, tasks, model, profiles)
+    if config.wandb:
+        wandb_package()
+    if samples and config.local_environments and config.placement.environments == "url":
+        environments_token(config.placement)
+    if config.policy.device == "cuda" and not config.ray.enabled:  # with Ray the workers may be on other machines
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ConfigError("policy.device: cuda, and torch sees no CUDA device here; set policy.device=cpu")
     reference = resolve_model(config.policy.reference) if config.policy.reference else None
+    tasks, heldout, dropped = load_tasks(config, model)
+    sampler = make_sampler(config, tasks, model, store.profiles() if store is not None else None)
+    for done, path in list_checkpoints(store.checkpoints)[-1:] if store is not None else ():
+        go_on(config, sampler, done, read_state(path))
     return Prepared(sampler, heldout, dropped, config.policy_options(model, reference))
 
 
@@ -202,10 +216,11 @@ def train(
     source = RunStore.open(from_rollouts) if from_rollouts is not None else None
     if store is not None:
         store.lock()
-    prepared = prepare(chosen, model, store.profiles() if store is not None else {})
+    prepared = prepare(chosen, model, store, samples=source is None)
     if store is None:
         store = RunStore.create(lasting_folder(chosen.runs_folder), chosen.name, chosen.to_yaml())
         store.lock()
+    store.claim("rollouts" if rollouts_only else "train" if source is None else "from rollouts")
     if overrides:
         write_whole(store.folder / "config.yaml", chosen.to_yaml().encode())
     os.environ.setdefault("HF_HUB_OFFLINE", "1")

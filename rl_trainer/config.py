@@ -10,7 +10,7 @@ import difflib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
@@ -28,9 +28,11 @@ class ConfigError(OmnigymError):
 
 
 class TasksConfig(Options):
-    """Training tasks of one environment: rows of `file`, else `n` generated ones from `seed`."""
+    """Training tasks of one environment: rows of `file`, else `n` generated ones from `seed`. Held-out ones likewise, as `val` says."""
 
     file: Path | None = None
+    heldout: Path | None = None
+    """Held-out tasks, of which the first `val.tasks` are used."""
     n: int = Field(default=512, ge=1)
     seed: int = 0
     max_difficulty: float = Field(default=1.0, ge=0, le=1)
@@ -205,8 +207,8 @@ class RunConfig(Options):
             raise ValueError(
                 "sampler 'gaussian' needs curriculum.profile, a file that `omnigym profile --config` makes of this configuration"
             )
-        if self.curriculum.replan.patience and not self.val.every:
-            raise ValueError("curriculum.replan.patience counts validations: set val.every too")
+        if self.curriculum.replan.patience and not (self.val.every and self.val.tasks):
+            raise ValueError("curriculum.replan.patience counts validations: set val.every and val.tasks too")
         for key, named in (
             ("tasks", set(self.tasks)),
             ("settings", set(self.settings)),
@@ -292,17 +294,30 @@ class RunConfig(Options):
         return yaml.safe_dump(data, sort_keys=False)
 
 
+ANY_NAME = "NAME"
+"""Stands for a key that the user chooses."""
+
+
 def known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """Dotted paths of all keys of a tree, inner nodes too."""
     for name, field in model.model_fields.items():
         yield prefix + name
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from known_keys(field.annotation, f"{prefix}{name}.")
+        inner, path = field.annotation, f"{prefix}{name}."
+        if get_origin(inner) is dict:
+            inner, path = get_args(inner)[1], f"{path}{ANY_NAME}."
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from known_keys(inner, path)
 
 
 def nearest_key(key: str) -> str | None:
     """The known key that `key` most likely stands for: by its whole path, else by its last part."""
-    known = list(known_keys(RunConfig))
+    parts = key.split(".")
+    known = []
+    for path in known_keys(RunConfig):
+        names = path.split(".")
+        if ANY_NAME in names and len(parts) > (at := names.index(ANY_NAME)):
+            names[at] = parts[at]
+        known.append(".".join(names))
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
     if near:
         return near[0]

@@ -9,6 +9,7 @@ flight, whose tasks and seeds are those it had.
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,8 +22,9 @@ from gym_servers.protocol import Rollout
 from rl_trainer.actors import Policy
 from rl_trainer.advantages import compute_advantages
 from rl_trainer.batch import keep_books, make_batch, outcome
+from rl_trainer.books import BooksError
 from rl_trainer.checkpoint import best_step, list_checkpoints, mark_best, prune_checkpoints, remove_unfinished
-from rl_trainer.config import RunConfig
+from rl_trainer.config import ConfigError, RunConfig
 from rl_trainer.dynamic_sampling import Places, dropped_figures
 from rl_trainer.evaluation import evaluate, task_means
 from rl_trainer.generation import (
@@ -37,6 +39,7 @@ from rl_trainer.generation import (
 )
 from rl_trainer.metrics import MetricsLog, PhaseClock, sampled_tokens, step_record
 from rl_trainer.observed import Observed, difficulty
+from rl_trainer.policy import GradientNotFinite
 from rl_trainer.replan import new_profile, replan_due
 from rl_trainer.sampler import Sampler
 from rl_trainer.store import RunStore, is_dropped, mark_dropped, step_label, write_whole
@@ -51,6 +54,17 @@ CANARY_FILE = "canary.json"
 REHEARSAL_SHARE = 0.1
 """Of what a rehearsal changes: how much of it may be missing in the engine. In bfloat16 rounding alone is 0.01 of it with the demo's
 model; a tied lm_head that stays as it was is 0.58."""
+
+
+AFTER = "eval_after"
+
+
+def go_on(config: RunConfig, sampler: Sampler, done: int, state: Mapping[str, Any]) -> None:
+    """Put `sampler` where the checkpoint of `done` steps, whose state is `state`, was. Raises ConfigError or CurriculumError where
+    the configuration is not one that it can go on with."""
+    if done > config.steps:
+        raise ConfigError(f"steps ({config.steps}): the last checkpoint already holds {done}; set it to {done} or more")
+    sampler.load_state_dict(state["sampler"])
 
 
 @dataclass(frozen=True)
@@ -104,15 +118,20 @@ class Run:
         """Rollouts of one step, in the plan's order, to an optimiser step. Those that were dropped are observed only."""
         self.observer.phase(step, "train")
         sampled = sorted(rollouts, key=lambda r: (r.group, r.attempt))
-        if on_policy:
-            check_versions(sampled, step)
         rollouts = [rollout for rollout in sampled if not is_dropped(rollout)]
-        with clock("advantages"):
-            advantages = compute_advantages([outcome(rollout) for rollout in rollouts], self.config.algorithm)
-            batch = make_batch(rollouts, advantages)
-        with clock("train"):
-            trained = self.policy.train_step(batch, step)
-        totals = keep_books(rollouts, advantages, trained)
+        try:
+            if on_policy:
+                check_versions(sampled, step)
+            with clock("advantages"):
+                advantages = compute_advantages([outcome(rollout) for rollout in rollouts], self.config.algorithm)
+                batch = make_batch(rollouts, advantages)
+            with clock("train"):
+                trained = self.policy.train_step(batch, step)
+            totals = keep_books(rollouts, advantages, trained)
+        except (RunStopped, GradientNotFinite, BooksError) as error:
+            stored = self.store.rollouts / f"{step_label(step)}.done"
+            again = f" A resumed run trains on the same rollouts; delete '{stored}' to have the step sampled again."
+            raise type(error)(f"step {step}: {error}{again if on_policy else ''}") from error
         self.observed.add(step, sampled)
         for line in trained["warnings"]:
             self.observer.note(f"step {step}: {line}")
@@ -205,6 +224,7 @@ class Run:
                 plans = plans + added
             check_complete(plans, rollouts, label)
             check_failures(rollouts, self.config.failure_limit, label)
+            check_versions(rollouts, self._version)
             writer.commit(dropped(rollouts))
         except BaseException:
             writer.abandon()
@@ -240,7 +260,7 @@ class Run:
                 f"weights {version} are those of the last sync, byte for byte, though a step was taken: what is sent is not "
                 f"what was trained, or optimizer.lr is too small for engine.dtype {self.config.engine.dtype}"
             )
-        self._sent = digest
+        self._sent, self._version = digest, version
         gap = self._canary_gap(self.generation)
         assert self.canary_start is not None, "the canary is measured before anything is sent"
         limit = max(self.config.canary_factor * self.canary_start, CANARY_FLOOR)
@@ -327,7 +347,7 @@ class Run:
 
     def _keep(self, done: int, score: float | None) -> None:
         folder = self.store.checkpoints
-        if score is not None:
+        if score is not None and math.isfinite(score):  # where every rollout failed there is none
             mark_best(folder, done, score)
         if self.config.checkpoint.keep_last:
             prune_checkpoints(folder, self.config.checkpoint.keep_last)
@@ -347,7 +367,7 @@ class Run:
         if found:
             first, path = found[-1]
             state = self.policy.restore(path)
-            self.sampler.load_state_dict(state["sampler"])
+            go_on(self.config, self.sampler, first, state)
             extra = state["extra"]
             self._keep(first, extra.get("score"))
             self.observer.note(f"loaded the checkpoint of {first} steps")
@@ -371,6 +391,10 @@ class Run:
                 self._unfinished = clock
         else:
             step = max(first, self.config.steps)
+        if self.store.committed(AFTER) and any(
+            segment.weight_version != self.config.steps for r in self.store.read(AFTER) for segment in r.segments
+        ):
+            self.store.void(AFTER)  # the run was shorter then
         self.store.rewrite_metrics(
             row
             for row in rows
@@ -405,7 +429,9 @@ class Run:
         if not wanted:
             return None
         old = self.evaluate("eval_before", 0, self.config.val.samples)
-        return old, self.evaluate("eval_after", self.config.steps, self.config.val.samples)
+        new = self.evaluate(AFTER, self.config.steps, self.config.val.samples)
+        self._keep(self.config.steps, mean_and_stderr(list(task_means(new).values()))[0])
+        return old, new
 
     def rollouts_only(self) -> None:
         """Collect every step's rollouts with the starting weights; nothing is trained."""
@@ -447,5 +473,7 @@ class Run:
     _learned: Learned = field(init=False)
     _sent: str = field(init=False, default="")
     """Digest of the last sync."""
+    _version: int = field(init=False, default=0)
+    """Version of the last sync."""
     _unfinished: PhaseClock | None = field(init=False, default=None)
     """Of the last step trained again, where it has no row yet: it is finished once the engine has its weights."""

@@ -117,6 +117,15 @@ def flatten(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", float(value)
 
 
+def wandb_package() -> Any:
+    """The optional package. Raises OmnigymError where it is absent."""
+    try:
+        import wandb
+    except ModuleNotFoundError:
+        raise OmnigymError("wandb: true needs the package: pip install wandb, or set wandb=false") from None
+    return wandb
+
+
 class MetricsLog:
     """metrics.jsonl and TensorBoard, and W&B (offline) where the configuration asks for it."""
 
@@ -127,10 +136,7 @@ class MetricsLog:
         self._board = SummaryWriter(str(store.folder / "tensorboard"))
         self._wandb: Any = None
         if wandb:
-            try:
-                import wandb as package
-            except ModuleNotFoundError:
-                raise OmnigymError("wandb: true needs the package: pip install wandb, or set wandb=false") from None
+            package = wandb_package()
             os.environ.setdefault("WANDB_MODE", "offline")  # a run needs no network; `wandb sync` uploads it later
             name = store.folder.name
             self._wandb = package.init(project="omnigym", name=name, id=name, resume="allow", dir=str(store.folder))

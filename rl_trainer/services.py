@@ -28,7 +28,7 @@ from gym_servers.hosts.servers import DIRECT, Environments, Server, Servers, env
 from gym_servers.protocol import OmnigymError, Rollout
 from gym_servers.rollouts import Collector, RolloutRequest
 from gym_servers.variables import variable
-from rl_trainer.config import RunConfig
+from rl_trainer.config import PlacementConfig, RunConfig
 from rl_trainer.generation import RolloutPlan, RunStopped
 from rl_trainer.interrupt import INTERRUPTS
 
@@ -135,6 +135,15 @@ class HttpGeneration:
             raise RunStopped(f"the model server did not answer /admin/{call}: {error}") from None
 
 
+def environments_token(placement: PlacementConfig) -> str:
+    """The token of the server at `placement.url`. Raises OmnigymError where none is set."""
+    if token := variable("OMNIGYM_ENVIRONMENTS_TOKEN"):
+        return token
+    raise OmnigymError(
+        f"placement.url {placement.url}: set OMNIGYM_ENVIRONMENTS_TOKEN, or OMNIGYM_ENVIRONMENTS_TOKEN_FILE, to the server's token"
+    )
+
+
 class Services:
     """The servers of a run, as a context: all are ended when it is left, in whichever way."""
 
@@ -183,14 +192,7 @@ class Services:
         config, placement = self.config, self.config.placement
         if not config.local_environments:
             return
-        token = self.token
-        if placement.environments == "url":
-            token = variable("OMNIGYM_ENVIRONMENTS_TOKEN") or ""
-            if not token:
-                raise OmnigymError(
-                    f"placement.url {placement.url}: set OMNIGYM_ENVIRONMENTS_TOKEN, or OMNIGYM_ENVIRONMENTS_TOKEN_FILE, to "
-                    "the server's token"
-                )
+        token = environments_token(placement) if placement.environments == "url" else self.token
         wanted = Environments(
             config.local_environments,
             token,

@@ -2,6 +2,7 @@
 
     runs/<name>-<time>/
       config.yaml          the resolved configuration
+      mode                 what the folder is made by
       metrics.jsonl        one line per step, `{"step": ...}`; evaluations have `{"evaluation": ...}`
       rollouts/LABEL.jsonl.gz   one gzip member per rollout, each one JSON line (zcat reads it)
       rollouts/LABEL.tokens     token arrays of those rollouts, end to end
@@ -22,6 +23,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -79,27 +81,24 @@ class RolloutWriter:
             {"n": len(s.token_ids), "weight_version": s.weight_version, "break_reason": s.break_reason}
             for s in rollout.segments
         ]
-        try:
+        with self._full_disk():
             record["tokens_at"] = self._tokens.tell()
             for segment in rollout.segments:
                 self._tokens.write(np.asarray(segment.token_ids, dtype="<i4").tobytes())
                 self._tokens.write(np.asarray(segment.lp_gen, dtype="<f8").tobytes())
                 self._tokens.write(np.asarray(segment.mask, dtype="u1").tobytes())
             self._lines.write(gzip.compress(orjson.dumps(record) + b"\n", 5, mtime=0))
-        except OSError as error:
-            raise StoreError(
-                f"cannot write {self._lines.name}: {error.strerror}. Free some space, then resume."
-            ) from error
         self.count += 1
 
     def commit(self, dropped: Sequence[str] = ()) -> None:
         """Flush to disk, then write the marker. dropped: groups that are not trained on (rl_trainer/dynamic_sampling.py)."""
         sizes = {}
-        for file in (self._lines, self._tokens):
-            file.flush()
-            os.fsync(file.fileno())
-            sizes[Path(file.name).suffix] = file.tell()
-            file.close()
+        with self._full_disk():
+            for file in (self._lines, self._tokens):
+                file.flush()
+                os.fsync(file.fileno())
+                sizes[Path(file.name).suffix] = file.tell()
+                file.close()
         marker: dict[str, Any] = {"count": self.count, "lines": sizes[".gz"], "tokens": sizes[".tokens"]}
         if dropped:
             marker["dropped"] = list(dropped)
@@ -107,8 +106,18 @@ class RolloutWriter:
 
     def abandon(self) -> None:
         """Close without a marker: what was written is void."""
-        self._lines.close()
-        self._tokens.close()
+        for file in (self._lines, self._tokens):
+            with suppress(OSError):  # of a full disk: what ended the step is said already
+                file.close()
+
+    @contextmanager
+    def _full_disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StoreError(
+                f"cannot write the rollouts {self.folder / self.label}.*: {error.strerror}. Free some space, then resume."
+            ) from error
 
 
 class RunStore:
@@ -123,7 +132,7 @@ class RunStore:
     @classmethod
     def create(cls, runs_folder: Path, name: str, config: str) -> RunStore:
         """A new folder `<name>-<time>` under `runs_folder`."""
-        stamp = time.strftime("%Y%m%d-%H%M%S")
+        stamp, runs_folder = time.strftime("%Y%m%d-%H%M%S"), runs_folder.resolve()  # Ray's workers may be elsewhere
         for suffix in ("", *(f"-{k}" for k in range(2, 100))):
             folder = runs_folder / f"{name}-{stamp}{suffix}"
             try:
@@ -144,7 +153,7 @@ class RunStore:
         """An existing run. Raises StoreError where `folder` is none."""
         if not (folder / "config.yaml").is_file():
             raise StoreError(f"'{folder}' is no run folder: it holds no config.yaml")
-        store = cls(folder)
+        store = cls(folder.resolve())
         store.rollouts.mkdir(exist_ok=True)
         store.checkpoints.mkdir(exist_ok=True)
         return store
@@ -160,6 +169,10 @@ class RunStore:
     def read(self, label: str) -> list[Rollout]:
         """The committed rollouts of `label`. Raises StoreError where they are absent or damaged."""
         return read_rollouts(self.rollouts, label)
+
+    def void(self, label: str) -> None:
+        """Make the rollouts of `label` count no longer."""
+        (self.rollouts / f"{label}.done").unlink()
 
     def profile_path(self, step: int) -> Path:
         """The profile of the plan that begins at `step`, where one was made in the run."""
@@ -198,6 +211,21 @@ class RunStore:
     def rewrite_metrics(self, rows: Iterable[dict[str, Any]]) -> None:
         """Put `rows` in place of all of metrics.jsonl."""
         write_whole(self.metrics_file, b"".join(_line(row) for row in rows))
+
+    def claim(self, mode: str) -> None:
+        """Say what this folder is made by: `train`, `rollouts` or `from rollouts`. Raises StoreError where it was another of them: a
+        step's rollouts are not what the other would have sampled."""
+        file = self.folder / "mode"
+        before = file.read_text() if file.is_file() else mode
+        if before == mode:
+            write_whole(file, mode.encode())
+            return
+        fix = {
+            "train": "leave --rollouts-only out",
+            "rollouts": f"go on with --rollouts-only, or train on them with --from-rollouts {self.folder}",
+            "from rollouts": "it cannot be resumed; export its checkpoint, and start a new run with that as its model",
+        }
+        raise StoreError(f"the run in {self.folder} was begun as '{before}', not as '{mode}': {fix[before]}")
 
     def lock(self) -> None:
         """Hold this folder until the process ends, however it ends. Raises StoreError where another process holds it."""

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from gym_servers.environment import Environment, Split
-from gym_servers.protocol import RowError
+from gym_servers.protocol import OmnigymError, RowError
 from gym_servers.registry import load_environment
 from gym_servers.rows import named_tasks, parse_line, read_lines
-from rl_trainer.config import ConfigError, RunConfig
+from rl_trainer.config import ConfigError, RunConfig, TasksConfig
 
 DRAWS_PER_ROW = 50
 """Rows drawn from a generator for each that is wanted, before its difficulties are said to be too few."""
@@ -25,6 +25,8 @@ class LoadedTask:
     environment: str
     task_id: str
     row: dict[str, Any] = field(repr=False, hash=False, compare=False)
+    where: str = field(default="", repr=False, hash=False, compare=False)
+    """File and line, for errors."""
 
 
 @dataclass(frozen=True)
@@ -37,23 +39,41 @@ class PlannedTask:
 
 def load_rows(config: RunConfig, environment: str) -> list[LoadedTask]:
     """All training tasks of one environment, each row checked by it unless it is elsewhere. Raises RowError or ConfigError."""
-    remote = environment in config.environment_urls
-    env = None if remote else load_environment(environment, config.settings.get(environment))
-    source = config.tasks.get(environment)
-    rows: list[tuple[str, dict[str, Any]]]
-    if source is not None and source.file is not None:
-        rows = [(where, parse_line(line, where)) for where, line in read_lines(source.file)]
-        if not rows:
-            raise ConfigError(
-                f"tasks.{environment}.file: '{source.file}' holds no row; `omnigym env generate` makes some"
-            )
+    source = config.tasks.get(environment, TasksConfig())
+    if source.file is not None:
+        return _checked(config, environment, _rows_of(source.file, f"tasks.{environment}.file"))
+    # The configuration wants a file for an environment that is elsewhere.
+    rows = generated_rows(config, environment, source.n, source.seed, "train")
+    return _checked(config, environment, [(f"generated task {k}", row) for k, row in enumerate(rows)])
+
+
+def load_heldout(config: RunConfig, environment: str) -> list[LoadedTask]:
+    """The held-out tasks of the evaluations: the first `val.tasks` of a file, else generated ones, whose parameters are disjoint from
+    training (the generator's promise). None of an environment that is elsewhere, where there is no file."""
+    source = config.tasks.get(environment, TasksConfig())
+    if source.heldout is not None:
+        rows = _rows_of(source.heldout, f"tasks.{environment}.heldout")[: config.val.tasks]
+    elif environment in config.environment_urls:
+        return []
     else:
-        assert env is not None  # the configuration wants a file for one that is elsewhere
-        n, seed = (source.n, source.seed) if source is not None else (512, 0)
-        rows = [(f"generated task {k}", row) for k, row in enumerate(generated_rows(config, env, n, seed, "train"))]
+        made = generated_rows(config, environment, config.val.tasks, config.val.seed, "heldout")
+        rows = [(f"held-out task {k}", row) for k, row in enumerate(made)]
+    return _checked(config, environment, rows)
+
+
+def _rows_of(path: Path, key: str) -> list[tuple[str, dict[str, Any]]]:
+    rows = [(where, parse_line(line, where)) for where, line in read_lines(path)]
+    if not rows:
+        raise ConfigError(f"{key}: '{path}' holds no row; `omnigym env generate` makes some")
+    return rows
+
+
+def _checked(config: RunConfig, environment: str, rows: list[tuple[str, dict[str, Any]]]) -> list[LoadedTask]:
+    remote = environment in config.environment_urls
+    check = check_prompt if remote else load_environment(environment, config.settings.get(environment)).check_row
     return [
-        LoadedTask(environment, task_id, row)
-        for task_id, row in named_tasks(rows, check_prompt if env is None else env.check_row)
+        LoadedTask(environment, task_id, row, where)
+        for (where, _), (task_id, row) in zip(rows, named_tasks(rows, check), strict=True)
     ]
 
 
@@ -63,30 +83,24 @@ def check_prompt(row: dict[str, Any]) -> None:
         raise RowError(f"field 'responses_create_params' must be an object; found fields {sorted(row)[:20]}")
 
 
-def generated_rows(config: RunConfig, env: Environment, n: int, seed: int, split: Split) -> list[dict[str, Any]]:
-    """`n` generated rows of at most the configured difficulty. Raises ConfigError where the generator has too few."""
-    source = config.tasks.get(env.name)
-    limit = 1.0 if source is None else source.max_difficulty
+def generated_rows(config: RunConfig, environment: str, n: int, seed: int, split: Split) -> list[dict[str, Any]]:
+    """`n` generated rows of at most the configured difficulty. Raises ConfigError where the generator has too few, or is none."""
+    env = load_environment(environment, config.settings.get(environment))
+    if type(env).generate is Environment.generate:
+        wanted = (
+            f"tasks.{environment}.file"
+            if split == "train"
+            else f"tasks.{environment}.heldout, or val.tasks=0 for no evaluation"
+        )
+        raise ConfigError(f"environment '{environment}' has no generator: set {wanted}")
+    limit = config.tasks.get(environment, TasksConfig()).max_difficulty
     drawn = env.generate(DRAWS_PER_ROW * n, seed, split)
     rows = list(islice((row for row in drawn if float(row.get("difficulty", 0.0)) <= limit), n))
     if len(rows) < n:
         raise ConfigError(
-            f"tasks.{env.name}.max_difficulty {limit}: only {len(rows)} of {n} tasks are as easy; raise it or lower n"
+            f"tasks.{environment}.max_difficulty {limit}: only {len(rows)} of {n} tasks are as easy; raise it or lower n"
         )
     return rows
-
-
-def load_heldout(config: RunConfig, environment: str) -> list[LoadedTask]:
-    """The held-out tasks of the evaluations: parameters disjoint from training (the generator's promise).
-    None of an environment that is elsewhere: it generates nothing."""
-    if environment in config.environment_urls:
-        return []
-    env = load_environment(environment, config.settings.get(environment))
-    rows = [
-        (f"held-out task {k}", row)
-        for k, row in enumerate(generated_rows(config, env, config.val.tasks, config.val.seed, "heldout"))
-    ]
-    return [LoadedTask(environment, task_id, row) for task_id, row in named_tasks(rows, env.check_row)]
 
 
 def prompt_counter(model: Path) -> Callable[[dict[str, Any]], int]:
@@ -109,10 +123,13 @@ def prompt_counter(model: Path) -> Callable[[dict[str, Any]], int]:
 def drop_long_prompts(
     tasks: Sequence[LoadedTask], prompt_tokens: Callable[[dict[str, Any]], int], limit: int
 ) -> tuple[list[LoadedTask], list[str]]:
-    """Tasks whose prompt has at most `limit` tokens, and the names of the others."""
+    """Tasks whose prompt has at most `limit` tokens, and the names of the others. Raises RowError for what is no prompt."""
     kept, dropped = [], []
     for task in tasks:
-        tokens = prompt_tokens(task.row)
+        try:
+            tokens = prompt_tokens(task.row)
+        except OmnigymError as error:
+            raise RowError(f"{task.where}: environment '{task.environment}': {error}") from None
         if tokens <= limit:
             kept.append(task)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,9 @@ from typer.testing import CliRunner
 from gym_servers.cli import build
 from gym_servers.protocol import OmnigymError
 from rl_trainer import commands
+from rl_trainer.actors import local_policy
+from rl_trainer.config import load_config
+from rl_trainer.store import RunStore
 from rl_trainer.tiny_model import make_tiny_model
 
 
@@ -59,6 +63,40 @@ def test_errors_name_the_fix(model: Path, tmp_path: Path, arguments: list[str], 
     with pytest.raises(OmnigymError, match=message):
         call("train", *[names.get(a, a) for a in arguments])
     assert not (tmp_path / "runs").exists()  # before anything starts
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["wandb=true"], "wandb: true needs the package"),
+        (["policy.device=cuda"], "policy.device: cuda, and torch sees no CUDA device here"),
+        (["policy.reference=/nowhere"], "/nowhere"),
+        (["placement={environments: url, url: 'http://127.0.0.1:9'}"], "set OMNIGYM_ENVIRONMENTS_TOKEN"),
+    ],
+)
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_what_a_run_would_fail_on_later_is_said_at_once(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], message: str, dry: list[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.delenv("OMNIGYM_ENVIRONMENTS_TOKEN", raising=False)
+    with pytest.raises(OmnigymError, match=message):
+        call("train", str(write_config(tmp_path, model)), *overrides, *dry)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_refused_override_does_not_stay(model: Path, tmp_path: Path) -> None:
+    config = load_config(write_config(tmp_path, model))
+    store = RunStore.create(tmp_path / "runs", "tiny", config.to_yaml())
+    prepared = commands.prepare(config, model)
+    policy = local_policy(prepared.options)
+    policy.save(store.checkpoints, 2, {"sampler": prepared.sampler.state_dict(), "config": {}, "extra": {}})
+    before = (store.folder / "config.yaml").read_bytes()
+    for override, message in (("seed=5", "the seed was 0 and is 5"), ("steps=1", "already holds 2")):
+        with pytest.raises(OmnigymError, match=message):
+            call("train", "--resume", str(store.folder), override)
+    assert (store.folder / "config.yaml").read_bytes() == before
 
 
 def test_dry_run_prints_the_plan_and_starts_nothing(model: Path, tmp_path: Path) -> None:

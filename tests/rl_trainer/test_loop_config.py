@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from gym_servers.environment import Environment
 from gym_servers.hosts.local import LocalHost
 from gym_servers.hosts.servers import Environments
 from gym_servers.protocol import OmnigymError
@@ -18,6 +19,10 @@ from rl_trainer.services import Services
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"model": "m", "steps": 3, "mixture": {"a": 1, "b": 3}}
+
+
+class Plain(Environment):
+    """Without a generator."""
 
 
 def write(folder: Path, tree: object) -> Path:
@@ -73,7 +78,13 @@ def test_overrides_and_round_trip(tmp_path: Path) -> None:
             "sampler 'gaussian' needs curriculum.profile, a file that `omnigym profile --config` makes",
         ),
         ("sampler=gausian", "key 'sampler'.*found 'gausian'"),
-        ("curriculum.replan.patience=2", "curriculum.replan.patience counts validations: set val.every too"),
+        (
+            "curriculum.replan.patience=2",
+            "curriculum.replan.patience counts validations: set val.every and val.tasks too",
+        ),
+        ("tasks.a.files=x", "unknown key 'tasks.a.files'; did you mean 'tasks.a.file'"),
+        ("tasks.a.sede=1", "did you mean 'tasks.a.seed'"),
+        ("tasks.a.max_dificulty=1", "did you mean 'tasks.a.max_difficulty'"),
         ("curriculum.replan.patence=2", "did you mean 'curriculum.replan.patience'"),
         ("curriculum.sigma=0", "key 'curriculum.sigma'"),
         ("dynamic_sampling.max_attempts=-1", "key 'dynamic_sampling.max_attempts'"),
@@ -184,6 +195,11 @@ def test_an_environment_of_another_server_has_its_tasks_in_a_file_and_is_not_sta
     config = load_config(write(tmp_path, {**tree, "tasks": {"theirs": {"file": str(rows)}}}))
     (task,) = tasks.load_rows(config, "theirs")
     assert task.row["anything"] == 1 and tasks.load_heldout(config, "theirs") == []
+    heldout = tmp_path / "heldout.jsonl"
+    heldout.write_text("".join(f'{{"responses_create_params": {{"input": "{k}"}}}}\n' for k in range(3)))
+    with_heldout = {**tree, "tasks": {"theirs": {"file": str(rows), "heldout": str(heldout)}}, "val": {"tasks": 2}}
+    found = tasks.load_heldout(load_config(write(tmp_path, with_heldout)), "theirs")
+    assert [task.row["responses_create_params"]["input"] for task in found] == ["0", "1"]
     rows.write_text('{"question": "?"}\n')
     with pytest.raises(OmnigymError, match=r"rows.jsonl:1: field 'responses_create_params' must be an object"):
         tasks.load_rows(config, "theirs")
@@ -226,3 +242,14 @@ class Ready:
         return f"{self.url}/{name}"
 
     def stop(self) -> None: ...
+
+
+def test_an_environment_without_a_generator_says_which_files_it_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks, "load_environment", lambda *_: Plain())
+    config = load_config(write(tmp_path, SMALL))
+    with pytest.raises(ConfigError, match=r"environment 'a' has no generator: set tasks\.a\.file"):
+        tasks.load_rows(config, "a")
+    with pytest.raises(ConfigError, match=r"set tasks\.a\.heldout, or val\.tasks=0 for no evaluation"):
+        tasks.load_heldout(config, "a")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 
 from gym_servers.protocol import Rollout
 from rl_trainer.books import BooksError
-from rl_trainer.checkpoint import CheckpointError, list_checkpoints
+from rl_trainer.checkpoint import CheckpointError, best_step, list_checkpoints
 from rl_trainer.config import ConfigError
 from rl_trainer.evaluation import summarize
 from rl_trainer.generation import RunStopped
@@ -158,7 +159,8 @@ def test_books_that_do_not_balance_name_the_rollout(model: Path, tmp_path: Path)
             rollout.usage["sampled_tokens"] += 1
 
     world.change = one_more
-    with pytest.raises(BooksError, match=r"s000000-g0001-a002: the engine sampled 9 tokens, 8 are booked"):
+    stored = re.escape(str(run.store.rollouts / "step_000000.done"))
+    with pytest.raises(BooksError, match=rf"s000000-g0001-a002: the engine sampled 9 tokens, 8 are booked.*'{stored}'"):
         run.train()
 
 
@@ -283,6 +285,44 @@ def test_the_same_update_twice_is_caught_without_the_canary(model: Path, tmp_pat
     first = digest(still)
     still.train()
     assert still._sent == first
+
+
+def test_a_finished_run_that_goes_on_is_evaluated_again(model: Path, tmp_path: Path) -> None:
+    """The evaluation after 2 steps is not that of the 4 that the run has in the end."""
+    short = small_config(model, tmp_path, steps=2)
+    run, _ = make_run(short, model, heldout=True)
+    run.train()
+    longer = short.model_copy(update={"steps": 4})
+    run, world = make_run(longer, model, RunStore.open(run.store.folder), heldout=True)
+    result = run.train()
+    assert result is not None
+    assert {segment.weight_version for rollout in result[1] for segment in rollout.segments} == {4}
+    assert [(r["step"], r["evaluation"]) for r in run.store.metrics() if "evaluation" in r] == [
+        (0, "eval_before"),
+        (4, "eval_after"),
+    ]
+    run, world = make_run(longer, model, RunStore.open(run.store.folder), heldout=True)
+    run.train()
+    assert world.sampled == []  # this one is of the weights that the run has
+
+
+def test_fewer_steps_than_are_done_are_refused_and_change_nothing(model: Path, tmp_path: Path) -> None:
+    config = small_config(model, tmp_path, checkpoint={"every": 1})
+    run, _ = make_run(config, model)
+    run.train()
+    before = {path: (path / "model.safetensors").read_bytes() for _, path in list_checkpoints(run.store.checkpoints)}
+    run, _ = make_run(config.model_copy(update={"steps": 3}), model, RunStore.open(run.store.folder))
+    with pytest.raises(ConfigError, match=r"steps \(3\): the last checkpoint already holds 4; set it to 4 or more"):
+        run.train()
+    after = {path: (path / "model.safetensors").read_bytes() for _, path in list_checkpoints(run.store.checkpoints)}
+    assert after == before
+
+
+def test_the_last_weights_can_be_the_best(model: Path, tmp_path: Path) -> None:
+    config = small_config(model, tmp_path, steps=8, group_size=6, tasks_per_step=4)
+    run, _ = make_run(config, model, heldout=True)
+    run.train()
+    assert best_step(run.store.checkpoints) == 8
 
 
 def test_no_before_is_made_up_for_a_run_that_began_without_one(model: Path, tmp_path: Path) -> None:

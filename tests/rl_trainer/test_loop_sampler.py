@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from curriculum.options import CurriculumError, CurriculumOptions, Order
 from curriculum.profile import Profile
-from gym_servers.protocol import RowError
+from gym_servers.protocol import OmnigymError, RowError
 from gym_servers.rows import named_tasks
 from rl_trainer.config import ConfigError, RunConfig
 from rl_trainer.generation import plan_rollouts
@@ -97,6 +97,14 @@ def test_long_prompts_are_dropped_by_name() -> None:
     kept, dropped = drop_long_prompts(rows, lambda row: int(row["n"]), 10)
     assert [task.task_id for task in kept] == ["t3", "t10"]
     assert dropped == ["a/t11 (11 tokens)"]
+
+
+def test_what_is_no_prompt_is_named_by_its_line() -> None:
+    def count(row: dict[str, object]) -> int:
+        raise OmnigymError("field 'input' must be a string")
+
+    with pytest.raises(RowError, match=r"^rows\.jsonl:7: environment 'e': field 'input' must be a string$"):
+        drop_long_prompts([LoadedTask("e", "t", {}, "rows.jsonl:7")], count, 9)
 
 
 def test_equal_rows_do_not_merge_and_equal_ids_are_refused() -> None:

@@ -116,6 +116,30 @@ def test_one_run_has_one_process(store: RunStore) -> None:
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+@pytest.mark.parametrize("name", ["_tokens", "_lines"])
+def test_a_disk_that_is_full_at_the_commit_is_the_same_error(
+    store: RunStore, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """What is buffered reaches the disk only then; giving up afterwards hides nothing."""
+    writer = store.writer("y")
+    with Path("/dev/full").open("wb") as full:
+        monkeypatch.setattr(writer, name, full)
+        writer.add(Rollout(task_id="t", environment="e", segments=[Segment(token_ids=[1], mask=[0], lp_gen=[0.0])]))
+        with pytest.raises(StoreError, match=r"cannot write the rollouts .*y\.\*: No space left on device.*resume"):
+            writer.commit()
+        writer.abandon()
+    assert not store.committed("y")
+
+
+def test_a_folder_is_gone_on_with_as_it_was_begun(store: RunStore) -> None:
+    store.claim("rollouts")
+    store.claim("rollouts")
+    with pytest.raises(
+        StoreError, match=r"begun as 'rollouts', not as 'train': go on with --rollouts-only, or train on"
+    ):
+        store.claim("train")
+
+
 def test_a_full_disk_is_an_error_that_says_so(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = store.writer("y")
     with Path("/dev/full").open("wb", buffering=0) as full:
