@@ -4,8 +4,8 @@ one task of each domain's share, and every batch is full.
 Rounding the cumulative shares alone does not sum to the batch size, and repairing the sum after the fact can break the
 bound. The problem is Pfair scheduling with full utilisation (Baruah, Cohen, Plaxton, Varvel 1996): a domain with share r of
 a batch of B gets floor(r B) tasks every step, and the remaining places are unit slots that go to the domains by earliest
-pseudo-deadline, ties by the b-bit and then the next deadlines; that keeps every lag strictly inside (-1, 1). Arithmetic is
-exact (fractions), so a plan is the same on every machine.
+pseudo-deadline, ties by the b-bit and then the later group deadline (PD2: Anderson, Srinivasan 2004); that keeps every lag strictly
+inside (-1, 1). Arithmetic is exact (fractions), so a plan is the same on every machine.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ def shares(ratios: Mapping[str, float]) -> dict[str, Fraction]:
     return {name: ratio / total for name, ratio in exact.items()}
 
 
-def _urgency(rate: Fraction, taken: int) -> tuple[tuple[int, int], ...]:
-    """Sort key of a domain's next slot: pseudo-deadline, then whether its window overlaps the next (the b-bit), then the
-    same of the slots that follow while windows overlap. Smaller is more urgent."""
-    key = []
-    for slot in range(taken + 1, taken + 1 + rate.denominator):
-        end = slot / rate
-        overlaps = ceil(end) > floor(end)
-        key.append((ceil(end), -int(overlaps)))
-        if not overlaps:
-            break
-    return tuple(key)
+def _urgency(rate: Fraction, taken: int) -> tuple[int, int, int]:
+    """Sort key of a domain's next slot, rate in (0, 1): pseudo-deadline; whether its window overlaps the next (the b-bit); and of a rate of at
+    least 1/2 its group deadline, by when a chain of such windows, each too short for another choice, ends. Smaller is more urgent.
+    In a few operations, whatever the rate's denominator is: ratios such as 1/3 as a float have one of 16 digits."""
+    end = (taken + 1) / rate
+    deadline = ceil(end)
+    overlaps = deadline > floor(end)
+    if not overlaps or 2 * rate < 1:
+        return deadline, -int(overlaps), 0
+    rest = 1 - rate
+    return deadline, -1, -ceil(ceil(deadline * rest) / rest)
 
 
 def batches(ratios: Mapping[str, float], batch_size: int) -> Iterator[dict[str, int]]:
