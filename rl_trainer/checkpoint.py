@@ -146,6 +146,16 @@ def best_step(folder: str | Path) -> int | None:
     return int(json.loads(record.read_text())["step"]) if record.exists() else None
 
 
+def best_checkpoint(folder: str | Path) -> tuple[int, Path] | None:
+    """(step, path) of the best checkpoint, else, where none is marked or that one is gone, of the last."""
+    found = list_checkpoints(folder)
+    best = best_step(folder)
+    for step, path in found:
+        if step == best:
+            return step, path
+    return found[-1] if found else None
+
+
 def prune_checkpoints(folder: str | Path, keep_last: int) -> list[Path]:
     """Remove all but the last `keep_last` (at least 1) and the best; returns what was removed."""
     best = best_step(folder)

@@ -57,6 +57,8 @@ def print_plan(console: Console, config: RunConfig, model: Path) -> None:
         console.print(
             f"{len(dropped)} prompts over {config.prompt_limit} tokens are left out: {', '.join(dropped[:10])}"
         )
+    if sampler.left_out:
+        console.print(sampler.left_out)
     console.print(
         f"{config.steps} steps of {config.tasks_per_step} tasks x {config.group_size} rollouts = {size} a step, "
         f"{config.steps * size} in all, up to {config.sampling.max_tokens} tokens each"
@@ -65,7 +67,8 @@ def print_plan(console: Console, config: RunConfig, model: Path) -> None:
     for step in range(min(3, config.steps)):
         batch = sampler.next(step)
         names = ", ".join(f"{p.task.environment}/{p.task.task_id}" for p in batch)
-        rates = sampler.plan(step).pass_rates([(p.task.environment, p.task.task_id) for p in batch])
+        found = [sampler.plan(step).pass_rate(p.task.environment, p.task.task_id) for p in batch]
+        rates = [rate for rate in found if rate is not None]
         mean = f" (profile's pass rate {sum(rates) / len(rates):.2f})" if rates else ""
         console.print(f"step {step}{mean}: {names}", soft_wrap=True)
     console.print(config.to_yaml(), markup=False)
@@ -101,7 +104,7 @@ def prepare(config: RunConfig, model: Path, store: RunStore | None = None, sampl
             raise ConfigError("policy.device: cuda, and torch sees no CUDA device here; set policy.device=cpu")
     reference = resolve_model(config.policy.reference) if config.policy.reference else None
     tasks, heldout, dropped = load_tasks(config, model)
-    sampler = make_sampler(config, tasks, model, store.profiles() if store is not None else None)
+    sampler = make_sampler(config, tasks, model, store)
     for done, path in list_checkpoints(store.checkpoints)[-1:] if store is not None else ():
         go_on(config, sampler, done, read_state(path))
     return Prepared(sampler, heldout, dropped, config.policy_options(model, reference))
@@ -130,6 +133,8 @@ def execute(
     with Services(config, store.folder) as services, Progress(config.steps, config.environments, console) as progress:
         for name in dropped:
             progress.note(f"prompt over {config.prompt_limit} tokens, left out: {name}")
+        if left_out := prepared.sampler.left_out:
+            progress.note(left_out)
         if source is None:
             services.start_model(model)
         if config.ray.enabled:
@@ -204,6 +209,8 @@ def train(
         raise ConfigError("--rollouts-only and --from-rollouts exclude each other")
     if resume is not None and from_rollouts is not None:
         raise ConfigError("--from-rollouts starts a new run: leave --resume out")
+    if resume is not None and any(pair.partition("=")[0].strip() == "curriculum.profile" for pair in overrides or []):
+        raise ConfigError("a run keeps the profile that it began with; `omnigym profile --again` makes it a new one")
     console = Console()
     if not console.is_terminal:
         console = Console(width=max(120, console.width))  # a log file is not 80 columns wide
@@ -221,6 +228,8 @@ def train(
         store = RunStore.create(lasting_folder(chosen.runs_folder), chosen.name, chosen.to_yaml())
         store.lock()
     store.claim("rollouts" if rollouts_only else "train" if source is None else "from rollouts")
+    if chosen.curriculum.profile is not None:
+        store.keep_profile(chosen.curriculum.profile)
     if overrides:
         write_whole(store.folder / "config.yaml", chosen.to_yaml().encode())
     os.environ.setdefault("HF_HUB_OFFLINE", "1")

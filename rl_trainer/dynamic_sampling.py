@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from gym_servers.protocol import Rollout
 from rl_trainer.advantages import compute_advantages
 from rl_trainer.batch import outcome, rollout_key
+from rl_trainer.metrics import sampled_tokens
 from rl_trainer.options import AlgorithmOptions
 from rl_trainer.store import is_dropped
 from rl_trainer.tasks import PlannedTask
@@ -50,7 +51,8 @@ class Places:
 
 
 def dropped_figures(sampled: Sequence[Rollout]) -> dict[str, float]:
-    """Rollouts of a step that were sampled, kept and dropped, and the groups dropped; nothing where none was dropped."""
+    """Rollouts of a step that were sampled, kept and dropped, the tokens of the dropped (which are in no book), and their groups; nothing
+    where none was dropped."""
     groups: dict[bool, set[str]] = defaultdict(set)
     for rollout in sampled:
         groups[is_dropped(rollout)].add(rollout.group)
@@ -61,5 +63,6 @@ def dropped_figures(sampled: Sequence[Rollout]) -> dict[str, float]:
         "rollouts_sampled": float(len(sampled)),
         "rollouts_kept": float(len(sampled) - dropped),
         "rollouts_dropped": float(dropped),
+        "tokens_dropped": float(sum(sampled_tokens(rollout) for rollout in sampled if is_dropped(rollout))),
         "groups_dropped": float(len(groups[True])),
     }

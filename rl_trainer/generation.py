@@ -4,7 +4,7 @@ gave."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,8 +34,8 @@ class RolloutPlan:
 class Generation(Protocol):
     """Where rollouts come from: a model server and environments. It never runs while the policy trains."""
 
-    def collect(self, plans: Sequence[RolloutPlan], on_done: Callable[[Rollout], None]) -> None:
-        """All of `plans`, each once; `on_done` in the order in which they end. What failed for good is a failure."""
+    def collect(self, plans: Iterable[RolloutPlan], on_done: Callable[[Rollout], None]) -> None:
+        """All of `plans`, each once, read as there is room for them; `on_done` in the order in which they end. What failed for good is a failure."""
         ...
 
     def update_weights(self, path: Path, digest: str, version: int, rehearsal: bool = False, back: bool = False) -> str:

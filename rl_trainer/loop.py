@@ -23,7 +23,7 @@ from rl_trainer.actors import Policy
 from rl_trainer.advantages import compute_advantages
 from rl_trainer.batch import keep_books, make_batch, outcome
 from rl_trainer.books import BooksError
-from rl_trainer.checkpoint import best_step, list_checkpoints, mark_best, prune_checkpoints, remove_unfinished
+from rl_trainer.checkpoint import best_checkpoint, list_checkpoints, mark_best, prune_checkpoints, remove_unfinished
 from rl_trainer.config import ConfigError, RunConfig
 from rl_trainer.dynamic_sampling import Places, dropped_figures
 from rl_trainer.evaluation import evaluate, task_means
@@ -64,7 +64,7 @@ def go_on(config: RunConfig, sampler: Sampler, done: int, state: Mapping[str, An
     the configuration is not one that it can go on with."""
     if done > config.steps:
         raise ConfigError(f"steps ({config.steps}): the last checkpoint already holds {done}; set it to {done} or more")
-    sampler.load_state_dict(state["sampler"])
+    sampler.load_state_dict(state["sampler"], done)
 
 
 @dataclass(frozen=True)
@@ -236,8 +236,9 @@ class Run:
         for the steps that are left."""
         if self.generation is None or not replan_due(self.config, self.store, self.sampler, step):
             return
-        best = best_step(self.store.checkpoints)
-        assert best is not None, "every validation marks a best checkpoint"
+        found = best_checkpoint(self.store.checkpoints)
+        assert found is not None, "a checkpoint was written with the validation"
+        best = found[0]
         self.observer.note(
             f"step {step}: validation has come to a plateau, profile with the checkpoint of {best} steps"
         )

@@ -6,7 +6,6 @@ trains those steps again, so every step stands there exactly once. Groups that d
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ import orjson
 
 from gym_servers.protocol import Rollout
 from rl_trainer.sampler import Plan
-from rl_trainer.store import is_dropped, write_whole
+from rl_trainer.store import append, is_dropped, write_whole
 
 OBSERVED_FILE = "observed.jsonl"
 
@@ -42,13 +41,16 @@ def group_lines(step: int, sampled: Sequence[Rollout]) -> Iterator[dict[str, Any
 
 def difficulty(plan: Plan, rollouts: Sequence[Rollout]) -> dict[str, float]:
     """Of a batch: the mean pass rate that the plan's profile has of its tasks, and the mean that was observed, over the same groups.
-    Nothing where the plan has no profile."""
-    rows = list(group_lines(0, rollouts))
-    expected = plan.pass_rates([(row["environment"], row["task_id"]) for row in rows])
-    if not expected:
+    Nothing where the plan's profile has none of them, or there is none."""
+    pairs = [
+        (expected, row["mean_reward"])
+        for row in group_lines(0, rollouts)
+        if (expected := plan.pass_rate(row["environment"], row["task_id"])) is not None
+    ]
+    if not pairs:
         return {}
-    observed = [row["mean_reward"] for row in rows]
-    return {"profile_pass_rate": sum(expected) / len(rows), "observed_pass_rate": sum(observed) / len(rows)}
+    expected, observed = (sum(values) / len(pairs) for values in zip(*pairs, strict=True))
+    return {"profile_pass_rate": expected, "observed_pass_rate": observed}
 
 
 class Observed:
@@ -73,7 +75,4 @@ class Observed:
 
     def add(self, step: int, sampled: Sequence[Rollout]) -> None:
         """Append the groups of a step."""
-        with self.path.open("ab") as file:
-            file.write(b"".join(orjson.dumps(row) + b"\n" for row in group_lines(step, sampled)))
-            file.flush()
-            os.fsync(file.fileno())
+        append(self.path, b"".join(orjson.dumps(row) + b"\n" for row in group_lines(step, sampled)))

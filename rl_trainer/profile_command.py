@@ -113,8 +113,11 @@ def served_digest(url: str, token: str) -> str:
     try:
         with urllib.request.urlopen(request, timeout=STATE_SECONDS) as reply:
             return str(json.loads(reply.read()).get("digest", ""))
-    except urllib.error.HTTPError:
-        return ""
+    except urllib.error.HTTPError as error:
+        if error.code in (404, 405, 501):
+            return ""
+        hint = ": is OMNIGYM_TOKEN its token?" if error.code in (401, 403) else ""
+        raise OmnigymError(f"the model server at {url} answers {error.code} to what its weights are{hint}") from None
     except (OSError, ValueError) as error:
         raise OmnigymError(f"the model server at {url} does not say which weights it has: {error}") from None
 
@@ -200,34 +203,37 @@ def profile_run(config: RunConfig, model: Path, out: Path, n: int) -> Outcome:
                 return collect_profile(profiler, tasks, services.generation(), config.failure_limit, done)
 
 
-def profile_again(run: Path, n: int | None) -> tuple[Path, Outcome]:
-    """A profile of a run's tasks with its best checkpoint (else its last), for a new plan from the step at which it goes on."""
-    from rl_trainer.checkpoint import best_step, export_checkpoint, list_checkpoints
+def profile_again(run: Path, n: int | None, overrides: Sequence[str]) -> tuple[Path, Outcome]:
+    """A profile of a run's tasks with its best checkpoint (else its last), for a new plan from the step at which it goes on. overrides: those
+    with which it will be resumed, such as steps=50 of a run that is finished."""
+    from rl_trainer.checkpoint import best_checkpoint, export_checkpoint
     from rl_trainer.store import RunStore, step_label
 
     store = RunStore.open(run)
     store.lock()
-    config = load_config(store.folder / "config.yaml")
-    found = dict(list_checkpoints(store.checkpoints))
-    if not found:
+    config = load_config(store.folder / "config.yaml", overrides)
+    found = best_checkpoint(store.checkpoints)
+    if found is None:
         raise OmnigymError(f"{run} has no checkpoint yet: profile its configuration with --config")
     step = next(step for step in range(config.steps + 1) if not store.committed(step_label(step)))
     if step == config.steps:
-        raise OmnigymError(f"{run} has done all its {step} steps: no plan is left to be made")
-    best = best_step(store.checkpoints)
-    chosen = max(found) if best is None else best
+        raise OmnigymError(
+            f"{run} has done all its {step} steps: no plan is left to be made. For a longer run give steps=N, also when it is resumed"
+        )
+    chosen, checkpoint = found
     typer.echo(f"the checkpoint of {chosen} steps, for a new plan from step {step}", err=True)
     out = store.profile_path(step)
     with tempfile.TemporaryDirectory(prefix="omnigym-profile-") as folder:
-        model = export_checkpoint(
-            found[chosen], resolve_model(config.model), Path(folder) / "model", config.engine.dtype
-        )
+        model = export_checkpoint(checkpoint, resolve_model(config.model), Path(folder) / "model", config.engine.dtype)
         return out, profile_run(config, model, out, n or config.curriculum.samples)
 
 
 def profile(
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="key=value on top of --config, such as curriculum.samples=16.")
+        list[str] | None,
+        typer.Argument(
+            help="key=value on top of --config or --again, such as curriculum.samples=16; more files of --tasks."
+        ),
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="A run's YAML file: its tasks, model, settings and sampling.")
@@ -276,12 +282,15 @@ def profile(
         )
     if (model is not None or env or weights is not None) and not tasks:
         raise OmnigymError("--model, --env and --weights go with --tasks: --config and --again have their own")
-    if config is None and overrides:
-        raise OmnigymError(f"'{overrides[0]}': key=value goes with --config")
+    if tasks and overrides:  # a shell's `--tasks *.jsonl`
+        absent = [text for text in overrides if not Path(text.rpartition("=")[2]).is_file()]
+        if absent:
+            raise OmnigymError(f"'{absent[0]}': no such task file, and key=value goes with --config or --again")
+        tasks = [*tasks, *overrides]
     if again is not None:
         if out is not None:
             raise OmnigymError("--again writes into the run folder: leave --out out")
-        out, outcome = profile_again(again, n)
+        out, outcome = profile_again(again, n, overrides or [])
     elif config is not None:
         chosen = load_config(config, overrides or [])
         out = out or chosen.curriculum.profile

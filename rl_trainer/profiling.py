@@ -1,8 +1,9 @@
 """A profile in the making: n rollouts of every task, kept in a journal beside the output, published as a parquet file at the end.
 
 The journal is one JSON line a finished task, after a first line that says what the profile is made with. A task is finished when all
-its rollouts ended; what was under way at a kill is sampled again, with the same seeds, and a finished task never is. Rows are read
-lazily: in memory are the ids of the tasks (to notice one that comes twice) and 16 bytes of each.
+its rollouts ended; what was under way at a kill is sampled again, with the same seeds, and a finished task never is. Of the
+profiler's own, 16 bytes of each task are in memory, and what is under way. Rows of task files are read lazily; those of a run are in memory as
+they are in the run.
 
 Failed rollouts (infrastructure) are no reward: they leave a task's n smaller. A task with none left has no pass rate: it is reported,
 is not in the profile, and is tried again by the next call.
@@ -29,6 +30,7 @@ from gym_servers.protocol import OmnigymError, Rollout, row_task_id
 from gym_servers.rollouts import RolloutRequest, rollout_seed
 from gym_servers.rows import parse_line
 from rl_trainer.config import RunConfig
+from rl_trainer.store import write_whole
 from rl_trainer.tasks import LoadedTask
 
 if TYPE_CHECKING:  # a profile of task files needs no torch
@@ -153,8 +155,15 @@ class Profiler:
             raise OmnigymError(
                 f"'{self.out}' exists, and no journal '{self.path.name}' to go on with: give another --out"
             )
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("a+b")
+        try:  # what publishing needs is missed before anything is sampled
+            import curriculum.profile  # noqa: F401
+        except ModuleNotFoundError as error:
+            raise OmnigymError(f"a profile needs {error.name}: pip install 'omnigym[curriculum]'") from None
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("a+b")
+        except OSError as error:
+            raise OmnigymError(f"cannot write '{self.path}': {error.strerror}. Give another --out") from None
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -207,8 +216,13 @@ class Profiler:
     def _write(self, row: Mapping[str, Any]) -> int:
         """Append a line; where it begins."""
         place = self._file.tell()
-        self._file.write(orjson.dumps(row) + b"\n")
-        self._file.flush()  # nothing that ended is lost with this process
+        try:
+            self._file.write(orjson.dumps(row) + b"\n")
+            self._file.flush()  # nothing that ended is lost with this process
+        except OSError as error:
+            raise OmnigymError(
+                f"cannot write '{self.path}': {error.strerror}. Free some space, then give the same command"
+            ) from None
         return place
 
     def _place(self, place: int, mark: int, offset: int) -> None:
@@ -282,6 +296,15 @@ class Profiler:
         return outcome
 
 
+def copy_profile(profile: Path, out: Path) -> None:
+    """The profile once more under another name, with its journal first: without one a profile is not gone on with."""
+    for source, target in (
+        (profile.with_name(f"{profile.name}.journal"), out.with_name(f"{out.name}.journal")),
+        (profile, out),
+    ):
+        write_whole(target, source.read_bytes())
+
+
 def made_with(config: RunConfig, weights: str) -> dict[str, Any]:
     """What a profile of a run's tasks depends on besides its seed."""
     sampling, settings = config.sampling.model_dump(), dict(sorted(config.settings.items()))
@@ -300,7 +323,7 @@ def collect_profile(
     from rl_trainer.generation import RolloutPlan
 
     budget = FailureBudget(failure_limit, setting="failure_limit")
-    plans = [
+    plans = (
         RolloutPlan(
             LoadedTask(request.environment, request.task_id, request.row),
             f"profile/{request.group}-a{request.attempt:03d}",
@@ -310,13 +333,13 @@ def collect_profile(
             "profile",
         )
         for request in profiler.requests(tasks)
-    ]
+    )
 
     def done(rollout: Rollout) -> None:
         profiler.add(rollout)
         on_done(rollout)
         budget.add(rollout)
 
-    if plans:
+    if any(True for _ in profiler.pending(tasks)):
         generation.collect(plans, done)
     return profiler.publish()

@@ -15,7 +15,7 @@ from typing import Any
 from curriculum.profile import Profile, read_profile
 from rl_trainer.config import RunConfig
 from rl_trainer.generation import Generation, Observer
-from rl_trainer.profiling import Profiler, collect_profile, made_with
+from rl_trainer.profiling import Profiler, collect_profile, copy_profile, made_with
 from rl_trainer.sampler import Sampler
 from rl_trainer.store import RunStore
 
@@ -63,7 +63,15 @@ def new_profile(
     generation: Generation,
     observer: Observer,
 ) -> Profile:
-    """The profile of the plan that begins at `step`, made with the weights that the engine has, whose digest is `weights`."""
+    """The profile of the plan that begins at `step`, made with the weights that the engine has, whose digest is `weights`. The last one
+    that the run made, where it is of the same weights: sampled again, with the same seeds, it would be that one."""
+    for before in list(store.profiles().values())[-1:]:
+        if read_profile(before).weights == weights:
+            copy_profile(before, store.profile_path(step))
+            observer.note(
+                f"step {step}: no validation is better than the one behind {before.name}, which is used again"
+            )
+            return read_profile(before)
     tasks = [(name, task.task_id, task.row) for name, members in sampler.tasks.items() for task in members]
     path, samples = store.profile_path(step), config.curriculum.samples
     observer.phase(step, "profile", len(tasks) * samples)

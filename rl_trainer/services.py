@@ -17,7 +17,7 @@ import secrets
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -52,11 +52,11 @@ class HttpGeneration:
         self.config, self.run, self.model_url, self.token = config, run, model_url, token
         self.environments, self.secret, self.host = environments, secret, host
 
-    def collect(self, plans: Sequence[RolloutPlan], on_done: Callable[[Rollout], None]) -> None:
+    def collect(self, plans: Iterable[RolloutPlan], on_done: Callable[[Rollout], None]) -> None:
         """See rl_trainer/generation.py."""
         asyncio.run(self._collect(plans, on_done))
 
-    async def _collect(self, plans: Sequence[RolloutPlan], on_done: Callable[[Rollout], None]) -> None:
+    async def _collect(self, plans: Iterable[RolloutPlan], on_done: Callable[[Rollout], None]) -> None:
         sampling = self.config.sampling
         collector = Collector(
             environments={name: self.host.current(url) for name, url in self.environments.items()},

@@ -7,7 +7,7 @@
       rollouts/LABEL.jsonl.gz   one gzip member per rollout, each one JSON line (zcat reads it)
       rollouts/LABEL.tokens     token arrays of those rollouts, end to end
       rollouts/LABEL.done       commit marker: sizes and count, groups that were dropped; written last
-      observed.jsonl       what each group earned, profiles/ of the run itself
+      observed.jsonl       what each group earned, profiles/ that the run began with and made itself
       checkpoints/, tensorboard/, summary.json, report.html
 
 LABEL is `step_000012` or the name of an evaluation. Rollouts are write-ahead: the marker is on disk before the optimiser step,
@@ -62,6 +62,17 @@ def write_whole(path: Path, body: bytes) -> None:
         _sync_folder(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
+        raise StoreError(f"cannot write {path}: {error.strerror}. Free some space, then resume the run.") from error
+
+
+def append(path: Path, body: bytes) -> None:
+    """Append to a file, and have it on disk."""
+    try:
+        with path.open("ab") as file:
+            file.write(body)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
         raise StoreError(f"cannot write {path}: {error.strerror}. Free some space, then resume the run.") from error
 
 
@@ -174,6 +185,17 @@ class RunStore:
         """Make the rollouts of `label` count no longer."""
         (self.rollouts / f"{label}.done").unlink()
 
+    @property
+    def start_profile(self) -> Path:
+        """The run's own copy of `curriculum.profile`, where it has one: a resume does not depend on what becomes of that file."""
+        return self.folder / "profiles" / "start.parquet"
+
+    def keep_profile(self, path: Path) -> None:
+        """Copy the profile that the run begins with."""
+        if not self.start_profile.is_file():
+            self.start_profile.parent.mkdir(exist_ok=True)
+            write_whole(self.start_profile, path.read_bytes())
+
     def profile_path(self, step: int) -> Path:
         """The profile of the plan that begins at `step`, where one was made in the run."""
         return self.folder / "profiles" / f"{step_label(step)}.parquet"
@@ -185,16 +207,7 @@ class RunStore:
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
-        line = _line(record)
-        try:
-            with self.metrics_file.open("ab") as file:
-                file.write(line)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise StoreError(
-                f"cannot write {self.metrics_file}: {error.strerror}. Free some space, then resume."
-            ) from error
+        append(self.metrics_file, _line(record))
 
     def metrics(self) -> Iterator[dict[str, Any]]:
         """Records of metrics.jsonl; a line that a kill cut off at the end is left out."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from loop_world import make_run, small_config, write_config
 from typer.testing import CliRunner
 
+from curriculum.profile import Profile, write_profile
 from gym_servers.cli import build
 from gym_servers.protocol import OmnigymError
 from rl_trainer import commands
@@ -83,6 +85,23 @@ def test_what_a_run_would_fail_on_later_is_said_at_once(
     monkeypatch.delenv("OMNIGYM_ENVIRONMENTS_TOKEN", raising=False)
     with pytest.raises(OmnigymError, match=message):
         call("train", str(write_config(tmp_path, model)), *overrides, *dry)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_another_model_s_profile_is_refused(model: Path, tmp_path: Path) -> None:
+    profile = Profile(
+        task_id=np.array(["t"]),
+        domain=np.array(["competition_math"]),
+        pass_rate=np.array([0.5]),
+        n=np.array([4]),
+        stderr=np.array([0.25]),
+        mean_tokens=np.array([8.0]),
+        truncated=np.array([0.0]),
+        weights="0123456789abcdefgh",
+    )
+    write_profile(tmp_path / "p.parquet", profile)
+    with pytest.raises(OmnigymError, match="is of weights 0123456789abcdef, model .*: profile this model with"):
+        call("train", str(write_config(tmp_path, model)), f"curriculum.profile={tmp_path / 'p.parquet'}")
     assert not (tmp_path / "runs").exists()
 
 

@@ -24,6 +24,9 @@ SMALL = {"model": "m", "steps": 3, "mixture": {"a": 1, "b": 3}}
 class Plain(Environment):
     """Without a generator."""
 
+    def verify(self, *_: Any) -> Any:
+        raise NotImplementedError
+
 
 def write(folder: Path, tree: object) -> Path:
     path = folder / "run.yaml"
@@ -119,7 +122,7 @@ def test_rows_are_checked_and_servers_started_with_the_settings(
     monkeypatch.setattr(tasks, "load_environment", load)
     tasks.load_rows(config, "competition_math")
     tasks.load_heldout(config, "competition_math")
-    assert seen == [("competition_math", {"require_box": True})] * 2
+    assert seen == [("competition_math", {"require_box": True})] * 4  # rows made and checked, twice
     started: list[Environments] = []
     monkeypatch.setattr(services, "environment_server", lambda host, wanted: started.append(wanted))
     Services(config, tmp_path).start_environments()

@@ -164,11 +164,17 @@ def test_a_gaussian_plan_takes_the_run_s_own_tasks_from_the_profile() -> None:
     )
     seen = {planned.task.task_id for step in range(3) for planned in sampler.next(step)}
     assert seen == {"a1", "a2", "a3", "b0"}  # 3 of a and 1 of b each step; a0 and b1 are solved, a4 is not the run's
-    assert sampler.plan(0).pass_rates([("a", "a2"), ("b", "b1")]) == [0.75, 1.0]
+    names = [("a", "a2"), ("b", "b1"), ("a", "nobody"), ("nothing", "a2")]
+    assert [sampler.plan(0).pass_rate(*name) for name in names] == [0.75, 1.0, None, None]
     with pytest.raises(
         ConfigError, match=r"^2 of 4 tasks of environment 'a' are not in the profile, such as 'a2': .*--config"
     ):
         Sampler(pools, options(order="gaussian"), profile_of({"a": [0.5, 0.5], "b": [0.5, 0.5]}))
+    with pytest.raises(ConfigError, match=r"raise failure_limit \(0\.4\)"):
+        Sampler(pools, options(order="gaussian"), profile_of({"a": [0.5, 0.5], "b": [0.5, 0.5]}), 0.4)
+    lacking = Sampler(pools, options(order="gaussian"), profile_of({"a": [0.5, 0.5], "b": [0.5, 0.5]}), 0.5)
+    assert lacking.left_out.startswith("2 tasks, such as a/a2, are not in the profile")
+    assert {p.task.task_id for step in range(3) for p in lacking.next(step)} <= {"a0", "a1", "b0", "b1"}
     with pytest.raises(CurriculumError, match="needs a profile"):
         Sampler(pools, options(order="gaussian"))
 

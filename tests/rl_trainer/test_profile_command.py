@@ -139,10 +139,18 @@ def test_what_cannot_be_profiled_is_said_before_anything_starts(
     assert "unknown environment 'competition_maths'" in refused("--tasks", f"competition_maths={tasks}", *given)
     assert "does not say which weights it has: name them with --weights" in refused(*known)
     assert "tasks.jsonl:1: no environment" in refused("--tasks", str(tasks), *given)
-    tasks.write_text(tasks.read_text() + tasks.read_text().splitlines()[2] + "\n")
+    whole = tasks.read_text()
+    tasks.write_text(whole + whole.splitlines()[2] + "\n")
     assert "tasks.jsonl:9: task_id 'q2' is also that of" in refused(*known, "--weights", "w")
+    tasks.write_text(whole)
     assert "give one of --config" in refused("--tasks", str(tasks), "--config", "run.yaml")
     assert "--model, --env and --weights go with --tasks" in refused("--config", "run.yaml", "--model", "m")
-    assert "key=value goes with --config" in refused(*known, "seed=1")
+    assert "'seed=1': no such task file, and key=value goes with --config" in refused(*known, "seed=1")
+    assert "nothing.jsonl': no such task file" in refused(*known, str(tasks), str(tmp_path / "nothing.jsonl"))
+    assert "task_id 'q0' is also that of" in refused(*known, str(tasks), "--weights", "w")  # a second file of --tasks
+    nowhere = ["--weights", "w", "--out", "/proc/nothing/p.parquet"]
+    assert "cannot write '/proc/nothing/p.parquet.journal'" in refused(*known[:-2], *nowhere)
+    monkeypatch.setenv("OMNIGYM_TOKEN", "wrong")
+    assert "answers 401 to what its weights are: is OMNIGYM_TOKEN its token?" in refused(*known)
     assert "--tasks needs --model and --out" in refused("--tasks", str(tasks), "--model", "m")
     assert not out.exists() and not world.engine.calls  # type: ignore[attr-defined]

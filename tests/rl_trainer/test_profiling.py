@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from gym_servers.checkpoints import checkpoint_digest
 from gym_servers.protocol import Failure, OmnigymError, Rollout, RowError
 from gym_servers.rollouts import RolloutRequest
 from rl_trainer.config import load_config
+from rl_trainer.generation import RolloutPlan
 from rl_trainer.profile_command import TaskFiles
-from rl_trainer.profiling import NamedTask, Profiler, Tally, made_with
+from rl_trainer.profiling import NamedTask, Profiler, Tally, collect_profile, made_with
 
 MADE_WITH = {"weights": "w1", "sampling": {"temperature": 1.0}}
 TASKS: list[NamedTask] = [("a", f"t{k}", {"question": k}) for k in range(4)] + [("b", "t0", {"question": "b"})]
@@ -108,6 +110,25 @@ def test_seeds_do_not_depend_on_what_was_done_before(tmp_path: Path) -> None:
         later = {(r.environment, r.task_id, r.attempt): r.seed for r in two.requests(TASKS[2:])}
     assert len(set(seeds.values())) == 20
     assert later == {key: seed for key, seed in seeds.items() if key in later}
+
+
+def test_a_run_s_rollouts_are_planned_as_there_is_room(tmp_path: Path) -> None:
+    """Nothing is kept of tasks that are not under way, however many there are."""
+    done: list[str] = []
+
+    class OneByOne:
+        def collect(self, plans: Iterable[RolloutPlan], on_done: Callable[[Rollout], None]) -> None:
+            for plan in plans:
+                assert len(made._open) == 1
+                request = RolloutRequest({}, plan.task.task_id, plan.task.environment, plan.group, plan.attempt, 0)
+                on_done(rollout(request, 1.0))
+                done.append(plan.rollout_id)
+
+    with profiler(tmp_path / "p.parquet", n=2) as made:
+        found = collect_profile(made, TASKS, OneByOne(), 0.0, lambda rollout: None)  # type: ignore[arg-type]
+    assert found.tasks == {"a": 4, "b": 1} and len(done) == 10
+    with profiler(tmp_path / "p.parquet", n=2) as made:
+        collect_profile(made, TASKS, None, 0.0, lambda rollout: None)  # type: ignore[arg-type]  # nothing is left
 
 
 def test_a_task_whose_rollouts_all_failed_is_reported_and_tried_again(tmp_path: Path) -> None:
