@@ -8,9 +8,11 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from gym_servers.cli import build
 from gym_servers.hosts.local import LocalHost
 from gym_servers.models.scripted import Asked, ScriptedEngine
 from gym_servers.protocol import OmnigymError
+from rl_trainer.profile_command import served_digest
 
 COMMAND = [sys.executable, "-c", "from gym_servers.cli import main; main()", "profile"]
 TASKS, N, TOKEN = 8, 4, "t"
@@ -123,6 +126,27 @@ def test_a_profile_killed_at_any_moment_ends_as_an_undisturbed_one(
     assert out.read_bytes() == whole.read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [(404, ""), (401, "answers 401 to what its weights are: is OMNIGYM_TOKEN its token"), (500, "answers 500 to what")],
+)
+def test_only_a_server_that_knows_no_digests_is_taken_for_one(code: int, said: str) -> None:
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(code)
+
+        def log_message(self, *_: Any) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/v1"
+        if not said:
+            assert served_digest(url, "t") == ""
+            return
+        with pytest.raises(OmnigymError, match=said):
+            served_digest(url, "t")
+
+
 def test_what_cannot_be_profiled_is_said_before_anything_starts(
     world: World, tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,7 +174,5 @@ def test_what_cannot_be_profiled_is_said_before_anything_starts(
     assert "task_id 'q0' is also that of" in refused(*known, str(tasks), "--weights", "w")  # a second file of --tasks
     nowhere = ["--weights", "w", "--out", "/proc/nothing/p.parquet"]
     assert "cannot write '/proc/nothing/p.parquet.journal'" in refused(*known[:-2], *nowhere)
-    monkeypatch.setenv("OMNIGYM_TOKEN", "wrong")
-    assert "answers 401 to what its weights are: is OMNIGYM_TOKEN its token?" in refused(*known)
     assert "--tasks needs --model and --out" in refused("--tasks", str(tasks), "--model", "m")
     assert not out.exists() and not world.engine.calls  # type: ignore[attr-defined]
