@@ -21,7 +21,7 @@ from gym_servers.passk import mean_and_stderr
 from gym_servers.protocol import Rollout
 from rl_trainer.actors import Policy
 from rl_trainer.advantages import compute_advantages
-from rl_trainer.batch import keep_books, make_batch, outcome
+from rl_trainer.batch import keep_books, make_batch, outcome, rollout_key
 from rl_trainer.books import BooksError
 from rl_trainer.checkpoint import best_checkpoint, list_checkpoints, mark_best, prune_checkpoints, remove_unfinished
 from rl_trainer.config import ConfigError, RunConfig
@@ -75,11 +75,14 @@ class Learned:
     rollouts: list[Rollout]
     trained: dict[str, Any]
     books: dict[str, int]
+    without_baseline: int
+    """Groups with fewer than two valid rollouts."""
 
     def figures(self) -> dict[str, float]:
         """Figures of its sampling."""
         tokens = float(sum(map(sampled_tokens, self.rollouts)))
-        return {"sampled_tokens": tokens, **dropped_figures(self.sampled)}
+        lost = float(self.without_baseline)
+        return {"sampled_tokens": tokens, "groups_without_baseline": lost, **dropped_figures(self.sampled)}
 
 
 @dataclass
@@ -137,7 +140,9 @@ class Run:
             self.observer.note(f"step {step}: {line}")
         if trained["skipped"]:
             self.observer.note(f"step {step}: no token of a valid rollout is left (N = 0), weights are unchanged")
-        self._learned = Learned(sampled, rollouts, trained, totals)
+        compared = {r.group for r in rollouts if advantages[rollout_key(r)].kind == "valid"}
+        lost = len({r.group for r in rollouts} - compared)
+        self._learned = Learned(sampled, rollouts, trained, totals, lost)
 
     def finish(self, step: int, clock: PhaseClock) -> None:
         """Validate, checkpoint and log a step."""

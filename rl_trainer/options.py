@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -58,11 +58,14 @@ class AlgorithmOptions(Options):
             )
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class OptimizerOptions(Options):
     """AdamW [recipe]."""
 
     lr: float = Field(default=3e-6, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     grad_clip: float = Field(default=1.0, gt=0)

@@ -183,6 +183,8 @@ def packed_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     trunks: Trunks | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention inside each segment: [1, heads, T, D] -> [1, T, heads, D]; a branch sees its trunk and itself.
@@ -193,6 +195,8 @@ def packed_attention(
         raise ValueError("packed attention was called without trunks")
     if dropout and module.training:
         raise ValueError("the policy's attention dropout must be 0: log-probabilities would be random")
+    if softcap is not None or s_aux is not None:
+        raise ValueError("attention with capped scores or sinks is not supported: log-probabilities would be wrong")
     longest = max(trunk + max(branches, default=0) for trunk, branches in trunks)
     window = getattr(module, "sliding_window", None)
     if window and longest > window:

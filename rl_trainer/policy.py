@@ -69,9 +69,34 @@ def load_scorer(path: str, options: PolicyOptions, device: torch.device) -> Scor
     if not Path(path).joinpath("config.json").exists():
         raise FileNotFoundError(f"no model at {path}: config.json is missing. `omnigym model get` fetches one.")
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation=ATTENTION)
+    check_head(model)
     if options.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return Scorer(model.to(device).eval(), options)
+
+
+HEAD_LIMIT = 1e-3
+"""Nats a token, in float32."""
+
+
+@torch.no_grad()
+def check_head(model: Any) -> None:
+    """That the model's logits are its last hidden state times the head's weight, as Scorer has it: on 8 tokens. Some architectures scale,
+    cap or bias them (Granite, Cohere, Gemma 2, Phi), and every log-probability would be wrong. Raises OmnigymError."""
+    name = type(model).__name__
+    if not hasattr(model, "model") or model.get_output_embeddings() is None:
+        raise OmnigymError(f"{name}: not supported, its layers are not at `.model` or it has no output head")
+    count = 8
+    ids = torch.arange(count)[None] % model.config.vocab_size
+    given = {"input_ids": ids, "position_ids": torch.arange(count)[None], "use_cache": False, "trunks": ((count, ()),)}
+    theirs = model(**given).logits.float().log_softmax(-1)
+    mine = (model.model(**given).last_hidden_state @ model.get_output_embeddings().weight.T).float().log_softmax(-1)
+    apart = float((theirs - mine).abs().mean())
+    if not apart <= HEAD_LIMIT:
+        raise OmnigymError(
+            f"{name}: not supported, it scales, caps or biases its logits: they differ from hidden states times head by {apart:.3g} "
+            "nats a token"
+        )
 
 
 class PolicyWorker:
@@ -85,6 +110,8 @@ class PolicyWorker:
             torch.set_num_threads(options.threads)
         torch.manual_seed(options.seed)
         cuda = options.device == "cuda" or (options.device == "auto" and torch.cuda.is_available())
+        if cuda and not torch.cuda.is_available():
+            raise OmnigymError("policy.device: cuda, and torch sees no CUDA device here; set policy.device=cpu")
         self.device = torch.device("cuda", rank % torch.cuda.device_count()) if cuda else torch.device("cpu")
         self.sharded = cuda and world_size > 1
         if world_size > 1 and not dist.is_initialized():
@@ -132,7 +159,8 @@ class PolicyWorker:
         """One step (counted from 0) on the segments of all valid rollouts; algorithm.md section 1.
 
         Returns flat metrics plus `per_environment`, `books` (rollout id -> class -> tokens) `worst_tokens` and `warnings`.
-        With optimizer_steps_per_batch = K > 1: one pass for lp_old, then K full-batch optimiser steps.
+        With optimizer_steps_per_batch = K > 1: one pass for lp_old, then K full-batch optimiser steps, and `clipped_fraction` of the kept
+        tokens of all but the first, whose ratios are 1.
         """
         started = time.monotonic()
         algorithm, optimizer = self.options.algorithm, self.options.optimizer
@@ -147,6 +175,7 @@ class PolicyWorker:
             fixed = algorithm.optimizer_steps_per_batch > 1
             lp_old = self._score(batch, plan, self.scorer) if fixed else None
             lp_ref = self._score(batch, plan, self.reference) if self.reference is not None else None
+            clipped = moved = 0.0
             for index in range(algorithm.optimizer_steps_per_batch):
                 self.optimizer.zero_grad(set_to_none=True)
                 observe = metrics if index == 0 else StepMetrics(batch, algorithm)
@@ -158,7 +187,11 @@ class PolicyWorker:
                     result["skipped"] = 1.0
                     break
                 result["loss"] = self._sum(loss) * total / kept
-                result["grad_norm"] = self._apply(total / kept)
+                result["grad_norm"] = self._apply(total / kept, index)
+                if index:
+                    clipped, moved = clipped + observe.clipped_tokens(), moved + kept
+            if moved:
+                result["clipped_fraction"] = clipped / moved
         else:
             result["skipped"] = 1.0
         report = metrics.report()
@@ -239,8 +272,8 @@ class PolicyWorker:
         dist.all_reduce(tensor)
         return float(tensor)
 
-    def _apply(self, correction: float) -> float:
-        """Sum gradients over ranks, multiply by N0/N once, clip, step. Returns the norm before clipping."""
+    def _apply(self, correction: float, index: int) -> float:
+        """Sum gradients over ranks, multiply by N0/N once, clip, take inner step `index`. Returns the norm before clipping."""
         for parameter in self.parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -251,9 +284,8 @@ class PolicyWorker:
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         if not torch.isfinite(norm):
             self.optimizer.zero_grad(set_to_none=True)
-            raise GradientNotFinite(
-                f"the gradient norm is {float(norm)}: the step was not taken, weights are unchanged"
-            )
+            left = f"{index} inner steps on the same batch were taken before it" if index else "weights are unchanged"
+            raise GradientNotFinite(f"the gradient norm is {float(norm)}: the step was not taken, {left}")
         self.optimizer.step()
         return float(norm)
 
@@ -298,15 +330,29 @@ class PolicyWorker:
         """Restore weights and optimiser from a checkpoint."""
         from rl_trainer.checkpoint import load_into
 
+        named = optimizer is not None and any(isinstance(key, str) for key in optimizer["state"])
+        if optimizer is not None and optimizer["state"] and named != self.sharded:
+            raise OmnigymError(
+                f"the checkpoint's optimiser is of {'several GPU workers' if named else 'unsharded workers'}, which "
+                f"{'one cannot' if named else 'several GPU workers cannot'} go on with: resume with policy.workers as it was"
+            )
         if not self.sharded:
             load_into(self.model, weights)
             if optimizer is not None:
                 self.optimizer.load_state_dict(optimizer)
+                self._set_options()
             return
         options = _distributed().StateDictOptions(full_state_dict=True, strict=False)
         _distributed().set_model_state_dict(self.model, weights, options=options)
         if optimizer is not None:
             _distributed().set_optimizer_state_dict(self.scorer, self.optimizer, optimizer, options=options)
+            self._set_options()
+
+    def _set_options(self) -> None:
+        """A checkpoint brings the optimiser's options of its time along: those of the configuration count."""
+        chosen = self.options.optimizer
+        for group in self.optimizer.param_groups:
+            group.update(betas=chosen.betas, eps=chosen.eps, weight_decay=chosen.weight_decay)
 
     def close(self) -> None:
         """Leave the process group."""

@@ -127,6 +127,10 @@ class StepMetrics:
         """N: sampled tokens in segments that the sequence mask kept."""
         return int(sum(entry.get("n", 0.0) for entry in self.sums.values()))
 
+    def clipped_tokens(self) -> float:
+        """Tokens whose ratio to lp_old was clipped."""
+        return self.sums.get("", {}).get("clipped", 0.0)
+
     def report(self) -> dict[str, Any]:
         """Flat figures over all, `per_environment`, `books`, `worst_tokens`, `warnings` past the configured fraction."""
         environments = {name: entry for name, entry in self.sums.items() if "tokens" in entry}
@@ -138,7 +142,6 @@ class StepMetrics:
         flat = _figures(total)
         n = max(flat["n"], 1.0)
         extra = self.sums.get("", {})
-        flat["clipped_fraction"] = extra.get("clipped", 0.0) / n
         if "kl_ref" in extra:
             flat["kl_ref"] = extra["kl_ref"] / n
         limit = self.options.importance.warn_fraction

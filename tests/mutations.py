@@ -106,8 +106,8 @@ MUTATIONS = (
     Mutation(
         "sequence-masked tokens left in N",
         "rl_trainer/policy.py",
-        "self._apply(total / kept)",
-        "self._apply(1.0)",
+        "self._apply(total / kept, index)",
+        "self._apply(1.0, index)",
         f"{TRAINER}/test_train_reference.py::test_loss_and_gradient_of_the_second_of_two_steps[default]",
     ),
     Mutation(

@@ -187,6 +187,7 @@ def test_truncated_rollouts_are_overlong_and_a_lone_rest_is_a_dropped_group(mode
     run.train()
     (record,) = [r for r in run.store.metrics() if "loss" in r]
     assert (record["books"]["overlong"], record["books"]["dropped_group"]) == (16, 8)
+    assert record["groups_without_baseline"] == 1
     assert record["tokens"] == 24
 
 

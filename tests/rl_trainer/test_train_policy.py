@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from gym_servers.protocol import OmnigymError
 from rl_trainer.books import Books
 from rl_trainer.options import AlgorithmOptions, OptimizerOptions, PolicyOptions
-from rl_trainer.packing import TrainSegment
-from rl_trainer.policy import PolicyWorker, freeze_router, gradients
+from rl_trainer.packing import ATTENTION, TrainSegment, register_attention
+from rl_trainer.policy import GradientNotFinite, PolicyWorker, check_head, freeze_router, gradients
 from rl_trainer.selfcheck import make_batch
 from rl_trainer.tiny_model import make_tiny_model
 from rl_trainer.weights import weights_digest
@@ -152,9 +154,102 @@ def test_two_optimizer_steps_use_the_old_log_probabilities(model, algorithm):
     ref = None if reference.reference is None else reference._score(batch, plan, reference.reference)
     reference.optimizer.zero_grad()
     reference._accumulate(batch, plan, float(total), old, ref, metrics)
-    reference._apply(total / metrics.kept_tokens())
+    reference._apply(total / metrics.kept_tokens(), 0)
     torch.testing.assert_close(vector(reference), vector(twice), rtol=1e-5, atol=1e-7)
     assert not torch.equal(vector(once), vector(twice))
+
+
+def test_clipped_tokens_are_counted_where_ratios_can_differ_from_one(model):
+    """The second of two inner steps: by hand from its own log-probabilities. The first has none, and one step has no such figure."""
+    algorithm = {"clip_low": 1e-6, "clip_high": 1e-6, "importance": {"mode": "none"}}
+    twice = PolicyWorker(0, 1, options(model, {**algorithm, "optimizer_steps_per_batch": 2}))
+    batch = make_batch(twice)
+    once = PolicyWorker(0, 1, options(model, algorithm))
+    plan = once._plan(batch)
+    old = once._score(batch, plan, once.scorer)
+    result = once.train_step(batch, 0)
+    assert "clipped_fraction" not in result
+    new = once._score(batch, plan, once.scorer)
+    clipped = 0
+    for members, before in old.items():
+        advantage = torch.cat([torch.full((batch[i].sampled,), float(batch[i].advantage)) for i in members])
+        ratio = (new[members] - before).exp()
+        clipped += int((ratio * advantage > ratio.clamp(1 - 1e-6, 1 + 1e-6) * advantage).sum())
+    total = sum(segment.sampled for segment in batch)
+    assert 0 < clipped < total
+    assert twice.train_step(batch, 0)["clipped_fraction"] == pytest.approx(clipped / total, abs=2 / total)
+
+
+def test_a_gradient_that_is_not_finite_says_what_was_taken(model):
+    worker = PolicyWorker(0, 1, options(model))
+    before = vector(worker)
+    for index, said in ((0, "weights are unchanged"), (1, "1 inner steps on the same batch were taken before it")):
+        with pytest.raises(GradientNotFinite, match=said):
+            worker._apply(math.nan, index)
+    assert torch.equal(vector(worker), before)
+
+
+def test_a_checkpoint_s_optimizer_takes_the_options_of_the_configuration(model):
+    first = PolicyWorker(0, 1, options(model))
+    first.train_step(make_batch(first), 0)
+    chosen = OptimizerOptions(lr=1e-2, warmup_steps=4, betas=(0.8, 0.95), eps=1e-6, weight_decay=0.1)
+    second = PolicyWorker(0, 1, options(model).model_copy(update={"optimizer": chosen}))
+    second.load(first.weights(), first.optimizer_state())
+    for group in second.optimizer.param_groups:
+        assert (group["betas"], group["eps"], group["weight_decay"]) == ((0.8, 0.95), 1e-6, 0.1)
+    moments = [state["exp_avg"] for state in second.optimizer.state.values()]
+    assert moments and all(moment.abs().sum() > 0 for moment in moments[:1])
+    names = {"state": {"model.norm.weight": {}}, "param_groups": []}
+    with pytest.raises(OmnigymError, match="is of several GPU workers, which one cannot go on with"):
+        second.load(first.weights(), names)
+
+
+def tiny(kind, **more):
+    config = AutoConfig.for_model(
+        kind,
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=16,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        **more,
+    )
+    register_attention()
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION).eval()
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1 or name.startswith("lm_head"):
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "mistral"])
+def test_models_whose_logits_are_hidden_states_times_head_are_taken(kind):
+    check_head(tiny(kind))
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("granite", {"logits_scaling": 8.0}),
+        ("cohere", {}),
+        ("phi", {}),
+        ("gemma2", {"attn_logit_softcapping": None, "final_logit_softcapping": 2.0}),
+    ],
+)
+def test_models_that_scale_cap_or_bias_their_logits_are_refused(kind, more):
+    with pytest.raises(OmnigymError, match="scales, caps or biases its logits: they differ .* by .* nats a token"):
+        check_head(tiny(kind, **more))
+
+
+def test_capped_attention_is_refused():
+    with pytest.raises(ValueError, match="attention with capped scores or sinks is not supported"):
+        check_head(tiny("gemma2", attn_logit_softcapping=50.0))
 
 
 def test_gradient_checkpointing_changes_nothing(model):
