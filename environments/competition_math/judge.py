@@ -10,7 +10,7 @@ import re
 from functools import cache
 from pathlib import Path
 
-from gym_servers.judges import ModelClient, Prompt
+from gym_servers.judges import ModelClient, Prompt, quoted
 
 _LABEL = re.compile(r"^[ \t*`]*\[\[A(!?)=B\]\][ \t*`.]*$", re.MULTILINE)
 MARKER = "<|"
@@ -35,7 +35,7 @@ async def says_equal(judge: ModelClient, question: str, expected: str, given: st
     replies: list[str] = []
     for first, second in ((expected, given), (given, expected)):
         equal, reply = await judge.ask(
-            _prompt().messages({"question": question, "first": first, "second": second}), label
+            _prompt().messages({"question": quoted(question), "first": quoted(first), "second": quoted(second)}), label
         )
         replies.append(reply)
         if not equal:

@@ -9,7 +9,16 @@ from pydantic import field_validator
 
 from environments.competition_math import generator
 from environments.competition_math.judge import MARKER, says_equal
-from environments.competition_math.verifier import boxed, decide, gold_problem, prepare, symbolic
+from environments.competition_math.verifier import (
+    NOT_COMPUTED,
+    boxed,
+    decide,
+    gold_problem,
+    is_number,
+    plain,
+    prepare,
+    symbolic,
+)
 from gym_servers.environment import Environment, Row, Split
 from gym_servers.judges import JudgeSettings, ModelClient, judge_client
 from gym_servers.protocol import Failure, FailureError, Item, Verdict, final_text, strip_reasoning
@@ -80,7 +89,7 @@ class CompetitionMath(Environment):
     async def appeal(self, row: Row, output: list[Item], verdict: Verdict) -> Verdict:
         """A "no" goes to the judge, where one is set: the extracted answer, or the whole text where nothing was extracted."""
         assert isinstance(row, MathRow)
-        if not self.settings.judge_url or verdict.reward == 1.0:
+        if not self.settings.judge_url or verdict.reward == 1.0 or verdict.parts.get("how") == NOT_COMPUTED:
             return verdict
         given = str(verdict.parts.get("extracted_answer") or self._text(output)).strip()
         if not given or MARKER in given:
@@ -118,6 +127,8 @@ class CompetitionMath(Environment):
             "undefined": "\\boxed{0/0}",
             "infinity": "\\boxed{1e999}",
         }
+        if is_number(right):
+            texts["not computed"] = f"\\boxed{{{plain(right)} + 0}}"
         return {
             name: [{"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": text}]}]
             for name, text in texts.items()

@@ -30,6 +30,12 @@ _UNBRACED = re.compile(r"\\(?:[dtc]?frac|[dt]?binom)\s*[0-9]\s+(?=[0-9](?!\.?[0-
 """A command up to its last argument, where arguments are digits without braces: `\\frac 1 2` is one number, not two."""
 _MIXED_NUMBER = re.compile(r"-?\s*[0-9]+\s+[0-9]+\s*/\s*[0-9]+")
 _WORD = re.compile(r"[A-Za-z][A-Za-z '-]{2,}")
+_POWER_OF_TEN = re.compile(r"[0-9.]+\s*(?:\\times|\\cdot|[×·*])\s*10\s*\^\s*(?:\{\s*-?[0-9]+\s*\}|-?[0-9]+)")
+_COMPUTED = re.compile(
+    r"(?<=[0-9)}!%])\s*(?:[-+*×·÷]|\\(?:times|cdot|div|bmod|p?mod)(?![a-zA-Z])|mod\b)\s*[-+]?(?=[0-9.({\\])"
+    r"|\\(?:int|lim|sum|prod|det|[dt]?binom|[lr]floor|[lr]ceil)(?![a-zA-Z])|\\?(?:gcd|lcm|max|min)(?![a-zA-Z])|(?<=[0-9)}])!"
+)
+"""An operation between operands, or one with a name. A sign, a fraction, a root and `3 \\times 10^5` are ways to write a number."""
 MAX_EXPECTED_CHARS = 1000
 """Less than the part of an answer that is read, so that the expected answer itself fits."""
 
@@ -65,6 +71,23 @@ def number(text: str) -> Value:
     return evaluate(text)
 
 
+NOT_COMPUTED = "an expression that is not computed"
+
+
+def is_number(expected: str) -> bool:
+    """Whether `expected` is a number as it stands, with nothing left to compute."""
+    try:
+        number(plain(expected))
+    except (Unsupported, Undefined, TooLarge):
+        return False
+    return not is_computation(plain(expected))
+
+
+def is_computation(text: str) -> bool:
+    """Whether `text` leaves something to compute, as the question did: copied into the box it is no answer."""
+    return _COMPUTED.search(_POWER_OF_TEN.sub("0", text)) is not None
+
+
 def verdict(right: bool, answer: str, expected: str, how: str) -> Verdict:
     """The verdict on an extracted answer."""
     shown = answer if len(answer) <= 80 else answer[:77] + "..."
@@ -95,6 +118,8 @@ def decide(text: str, expected: str, *, require_box: bool = False) -> tuple[Verd
         gold_value = None
     if gold_value is not None and "=" in given:
         return verdict(False, answer.text, expected, "an equation, not a number"), answer
+    if gold_value is not None and is_computation(given) and not is_computation(gold):
+        return verdict(False, answer.text, expected, NOT_COMPUTED), answer
     if _SCALE.search(given) and not _SCALE.search(gold):
         return verdict(False, answer.text, expected, "a number word that was not asked for"), answer
     try:
