@@ -49,6 +49,7 @@ ABOUT: Schema = {
             "enum": ["single", "group"],
             "description": "group: POST verify_group, once all attempts are there.",
         },
+        "tools": {"type": "array", "items": {"type": "string"}, "description": "Those that are served."},
         "read_only_tools": {"type": "array", "items": {"type": "string"}},
         "session_id": {"type": "string", "description": "Where the environment has a state; also set as a cookie."},
     },

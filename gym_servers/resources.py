@@ -6,8 +6,8 @@ that failed is 503 `{error, retryable}`, a bad row 422; a 200 always has a rewar
 send each to `/verify` and wait, are served so by gym_servers/cohorts.py.
 
 `POST /seed_session` opens a session where the environment has a state; the answer says how the environment rewards, which tools
-only read, and how many steps an episode may take. The session is a cookie or the header `X-Session-Id`, and ends with the
-verdict. `POST /<tool>` calls a tool: 422 is for the model to read, 503 is a failure. `GET /tools` lists them for
+there are and which only read, and how many steps an episode may take. The session is a cookie or the header `X-Session-Id`,
+and ends with the verdict. `POST /<tool>` calls a tool: 422 is for the model to read, 503 is a failure. `GET /tools` lists them for
 `responses_create_params.tools`. `POST /user_turn`, where the environment has a simulated user, takes `{messages: [{role, content}]}`
 and answers `{message, done}`. `GET /openapi.json` describes all of it.
 `/readyz` is 503 until the first worker stands, so that no verdict waits for imports.
@@ -134,6 +134,7 @@ class Served:
         self.about: dict[str, Any] = {
             "reward": environment.reward,
             "agent": environment.agent,
+            "tools": list(self.tools),
             "read_only_tools": [t.name for t in self.tools.values() if t.read_only],
             **({"max_steps": environment.max_steps} if environment.max_steps is not None else {}),
         }
@@ -157,7 +158,7 @@ class Served:
     def listed(self) -> dict[str, Any]:
         """What `GET /environments` says of it."""
         description = about(type(self.environment)).get("description", "")
-        return {"name": self.name, "description": description, **self.about, "tools": list(self.tools)}
+        return {"name": self.name, "description": description, **self.about}
 
     # -- verdicts ------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,9 @@ import orjson
 
 from gym_servers.protocol import OmnigymError, RowError, row_task_id
 
+MAX_TASK_ID_BYTES = 200
+"""In UTF-8: the signed id of a rollout, at most 512 bytes, holds it and the run's name."""
+
 
 def parse_line(line: bytes, where: str) -> dict[str, Any]:
     """One JSON object. Raises RowError that names `where`."""
@@ -46,7 +49,7 @@ class TaskNames:
         self._given: dict[str, str] = {}
 
     def name(self, where: str, row: dict[str, Any]) -> str:
-        """The id of `row`. Raises RowError for one that is no string or comes twice."""
+        """The id of `row`. Raises RowError for one that is no string, is too long or comes twice."""
         task_id = row.get("task_id")
         if task_id is None:
             plain = row_task_id(row)
@@ -54,6 +57,11 @@ class TaskNames:
             self._occurrences[plain] += 1
         elif not isinstance(task_id, str):
             raise RowError(f"{where}: field 'task_id' must be a string, found {type(task_id).__name__}")
+        elif (size := len(task_id.encode(errors="replace"))) > MAX_TASK_ID_BYTES:
+            raise RowError(
+                f"{where}: field 'task_id' has {size} bytes, at most {MAX_TASK_ID_BYTES} are allowed: "
+                "give the task a shorter id, or none"
+            )
         elif task_id in self._given:
             raise RowError(f"{where}: task_id '{task_id}' is also that of {self._given[task_id]}: ids must differ")
         else:

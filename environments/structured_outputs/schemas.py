@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import re
+from collections import Counter
 from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote
@@ -49,6 +50,7 @@ ONE = ("items", "additionalItems", "contains", "unevaluatedItems", "unevaluatedP
 MANY = ("items", "prefixItems")
 NAMED = ("properties", "patternProperties", "$defs", "definitions")
 SAME_INSTANCE = ("allOf", "anyOf", "oneOf")
+ALTERNATIVES = ("anyOf", "oneOf")
 SAME_INSTANCE_ONE = ("then", "else")
 SAME_INSTANCE_NAMED = ("dependentSchemas", "dependencies")
 
@@ -57,17 +59,23 @@ class SchemaError(ValueError):
     """A schema that cannot be used: not JSON, not a schema, a reference outside of itself, too large a regex."""
 
 
-def branches(schema: dict[str, Any]) -> list[dict[str, Any]]:
-    """Subschemas that speak of the same instance as `schema` (combinators, then/else, dependent schemas)."""
-    found: list[Any] = []
+def branches_by_keyword(schema: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Subschemas that speak of the same instance as `schema` (combinators, then/else, dependent schemas), by keyword."""
+    found: dict[str, list[Any]] = {}
     for key in SAME_INSTANCE:
         value = schema.get(key)
-        found += value if isinstance(value, list) else []
-    found += [schema.get(key) for key in SAME_INSTANCE_ONE]
+        found[key] = value if isinstance(value, list) else []
+    for key in SAME_INSTANCE_ONE:
+        found[key] = [schema.get(key)]
     for key in SAME_INSTANCE_NAMED:
         value = schema.get(key)
-        found += list(value.values()) if isinstance(value, dict) else []
-    return [item for item in found if isinstance(item, dict)]
+        found[key] = list(value.values()) if isinstance(value, dict) else []
+    return {key: [item for item in items if isinstance(item, dict)] for key, items in found.items()}
+
+
+def branches(schema: dict[str, Any]) -> list[dict[str, Any]]:
+    """`branches_by_keyword`, in one list."""
+    return [branch for found in branches_by_keyword(schema).values() for branch in found]
 
 
 def property_names(schema: dict[str, Any]) -> set[str]:
@@ -83,16 +91,24 @@ def make_strict(schema: Any, around: frozenset[str] = frozenset()) -> None:
     """In place: wherever there are `properties`, all are required and no others allowed.
 
     A branch of a combinator speaks of the same object as the schema around it, so each tolerates the other's names
-    (`around`); closing every branch alone would make `allOf` of two objects impossible. `not` and `if` stay as they
-    are: a stricter condition there would allow more.
+    (`around`); closing every branch alone would make `allOf` of two objects impossible. Branches of one `anyOf` or `oneOf`
+    are alternatives: what only another of them names is no part of the object. `not` and `if` stay as they are: a stricter
+    condition there would allow more.
     """
     if not isinstance(schema, dict):
         return
     inner = frozenset(property_names(schema))
     own = schema.get("properties")
     names = list(own) if isinstance(own, dict) else None
-    for branch in branches(schema):
-        make_strict(branch, around | inner)
+    by_keyword = branches_by_keyword(schema)
+    named = {key: [property_names(branch) for branch in found] for key, found in by_keyword.items()}
+    count = Counter(name for sets in named.values() for mine in sets for name in mine)
+    for key, found in by_keyword.items():
+        alternatives = Counter(name for mine in named[key] for name in mine) if key in ALTERNATIVES else None
+        for branch, mine in zip(found, named[key], strict=True):
+            apart = Counter(mine) if alternatives is None else alternatives
+            others = {name for name, times in count.items() if times > apart[name]}
+            make_strict(branch, around.union(names or (), others))
     for key in ONE:
         make_strict(schema.get(key))
     for key in MANY:

@@ -94,7 +94,8 @@ async def converse(
         turns = len(rollout.output)
         response = await generate(client, row, target, rollout, limits, session)
         leg = rollout.output[turns:]
-        unanswered = not leg or leg[-1].get("type") == "function_call_output" or bool(function_calls(leg[-1:]))
+        answered = sum(item.get("type") == "function_call_output" for item in leg)
+        unanswered = not leg or leg[-1].get("type") == "function_call_output" or len(function_calls(leg)) > answered
         if rollout.truncated or unanswered or not strip_reasoning(final_text(leg)).strip():
             return response
         if spoken >= session.max_turns or not await user_speaks():

@@ -2,8 +2,9 @@
 
 What the model does wrong (an unknown tool, arguments that are no JSON object, a tool that refuses) becomes a tool output that it
 sees; what the infrastructure does wrong is a Failure. Calls of one turn run in the listed order, and at once where the
-environment declares all of them read-only. The loop ends with a turn that calls nothing, at the step limit, its own
-or the environment's (scored, not truncated), or where the engine cut the answer (truncated).
+environment declares all of them read-only. The loop ends with a turn that calls nothing, or a tool that the task offers and the
+server says it does not serve (that call is the answer), at the step limit, its own or the environment's (scored, not
+truncated), or where the engine cut the answer (truncated).
 
 A phase that failed is tried again as that phase: the same call to the same tool, the verdict of the same output. Only where the
 model server failed may a caller start the episode anew: sampling again because a tool or a verdict failed would let the policy be
@@ -55,7 +56,7 @@ class Session:
     """What seed_session answered. key: of this episode, the start of its idempotency keys.
 
     agent: which one the environment wants. max_turns: of its simulated user. ending_tools: after one of them nothing follows.
-    max_steps: the environment's own limit of model calls.
+    max_steps: the environment's own limit of model calls. tools: the names that it serves, None where it does not say.
     """
 
     cookies: dict[str, str]
@@ -65,6 +66,7 @@ class Session:
     max_turns: int = 1
     ending_tools: frozenset[str] = frozenset()
     max_steps: int | None = None
+    tools: frozenset[str] | None = None
     key: str = field(default_factory=lambda: secrets.token_hex(8))
 
 
@@ -90,7 +92,7 @@ async def seed(client: Client, row: dict[str, Any], target: Target, limits: Loop
     """Open a session. Raises FailureError, RowError."""
     reply = await client.post(f"{target.environment_url}/seed_session", row, seconds=limits.tool_seconds)
     about = reply.json()
-    steps = about.get("max_steps")
+    steps, tools = about.get("max_steps"), about.get("tools")
     return Session(
         reply.cookies,
         about.get("reward") == "group",
@@ -99,6 +101,7 @@ async def seed(client: Client, row: dict[str, Any], target: Target, limits: Loop
         int(about.get("max_turns") or 1),
         _names(about.get("ending_tools")),
         steps if isinstance(steps, int) and steps > 0 else None,
+        _names(tools) if isinstance(tools, list) else None,
     )
 
 
@@ -130,6 +133,10 @@ async def call_tool(
         return mistake(f"the arguments are not valid JSON ({error})")
     if not isinstance(arguments, dict):
         return mistake("the arguments must be a JSON object", raw)
+    try:
+        orjson.dumps([[[[[[[[arguments]]]]]]]])  # it reads deeper than it writes; the record around it has levels too
+    except orjson.JSONEncodeError:
+        return mistake("the arguments are nested too deep")
     try:
         reply = await client.post(
             f"{target.environment_url}/{name}",
@@ -191,6 +198,7 @@ async def generate(
     params = dict(row.get("responses_create_params") or {})
     history = as_input(params.pop("input", []))
     allowed = offered_tools(row)
+    answers = allowed - (allowed if session.tools is None else session.tools)  # calls of them are for verify to read
     response: dict[str, Any] = {}
     for _ in range(min(limits.steps, session.max_steps or limits.steps)):
         began = time.monotonic()
@@ -214,7 +222,7 @@ async def generate(
             rollout.truncation_reason = "context" if reason == "context" else "max_tokens"
             break
         calls = function_calls(items)
-        if not calls:
+        if not calls or any(call.get("name") in answers for call in calls):
             break
         began = time.monotonic()
         done = await _call_tools(client, calls, allowed, target, session, limits, rollout.steps)

@@ -94,6 +94,7 @@ def test_tools_change_the_session_that_is_graded(world: World) -> None:
         (call("deposit", "[1]"), "Error: the arguments must be a JSON object"),
         (call("deposit", '"1"'), "Error: the arguments must be a JSON object"),
         (call("deposit", "["), "Error: the arguments are not valid JSON"),
+        (call("deposit", '{"amount": ' + "[" * 246 + "]" * 246 + "}"), "Error: the arguments are nested too deep"),
         (call("deposit", "[" * 100_000), "Error: the arguments are not valid JSON"),
         ({"type": "function_call", "name": "deposit", "call_id": "c", "arguments": 7}, "Error: the arguments are not"),
         ({"type": "function_call", "name": None, "call_id": "c"}, "Error: there is no tool 'None'"),
@@ -137,6 +138,14 @@ def test_only_functions_are_tools(world: World) -> None:
     declared = [{"type": "web_search", "name": "deposit"}, "junk", TOOLS[1]]
     rollout = world.run(lambda body, n: [call("deposit", '{"amount": 1}')] if n == 1 else message("x"), tools=declared)
     assert rollout.tool_calls[0].output == "Error: there is no tool 'deposit'. Tools: balance"
+
+
+def test_a_call_of_an_offered_tool_that_is_not_served_is_the_answer(world: World) -> None:
+    declared = [*TOOLS, {"type": "function", "name": "response_tool_8", "parameters": {}}]
+    rollout = world.run(lambda body, n: [call("deposit", '{"amount": 1}'), call("response_tool_8")], tools=declared)
+    assert (rollout.failure, rollout.reward, rollout.steps, rollout.tool_calls) == (None, 1.0, 1, [])
+    assert [item["type"] for item in rollout.output] == ["function_call", "function_call"]
+    assert world.paths == ["/kit_till/seed_session", "/kit_till/verify"]
 
 
 def test_the_step_limit_is_scored_not_truncated(world: World) -> None:

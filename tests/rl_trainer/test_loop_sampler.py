@@ -114,6 +114,9 @@ def test_equal_rows_do_not_merge_and_equal_ids_are_refused() -> None:
         list(named_tasks([("f:1", {"task_id": "q"}), ("f:2", {"task_id": "q"})]))
     with pytest.raises(RowError, match="f:1: field 'task_id' must be a string, found int"):
         list(named_tasks([("f:1", {"task_id": 3})]))
+    assert [name for name, _ in named_tasks([("f:1", {"task_id": "é" * 100})])] == ["é" * 100]
+    with pytest.raises(RowError, match="f:1: field 'task_id' has 202 bytes, at most 200 are allowed"):
+        list(named_tasks([("f:1", {"task_id": "é" * 101})]))
 
 
 def test_a_resume_with_other_tasks_says_what_changed() -> None:

@@ -222,6 +222,21 @@ def test_what_only_looks_hostile_is_graded(name: str, pool: WorkerPool) -> None:
     assert grade(pool, schema, answer, kind).reward == 1.0
 
 
+def test_alternatives_do_not_open_each_other(pool: WorkerPool) -> None:
+    cat = {"properties": {"kind": {"const": "cat"}, "meow": {"type": "integer"}}}
+    dog = {"properties": {"kind": {"const": "dog"}, "bark": {"type": "integer"}}}
+    for keyword in ("oneOf", "anyOf"):
+        schema = {"properties": {"id": {"type": "integer"}}, keyword: [cat, dog]}
+        assert grade(pool, schema, '{"id": 1, "kind": "cat", "meow": 1}').reward == 1.0
+        assert grade(pool, schema, '{"id": 1, "kind": "cat", "meow": 1, "bark": {"x": ["anything"]}}').reward == 0.0
+    assert (
+        grade(
+            pool, {"allOf": [{"properties": {"id": {}}}, {"oneOf": [cat, dog]}]}, '{"id": 1, "kind": "dog", "bark": 2}'
+        ).reward
+        == 1.0
+    )
+
+
 DRAFTS = {
     "http://json-schema.org/draft-04/schema#": ({"minimum": 3, "exclusiveMinimum": True}, "4", "3"),
     "http://json-schema.org/draft-06/schema#": ({"exclusiveMinimum": 3, "contains": {}}, "4", "3"),
