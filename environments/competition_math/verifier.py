@@ -31,9 +31,12 @@ _UNBRACED = re.compile(r"\\(?:[dtc]?frac|[dt]?binom)\s*[0-9]\s+(?=[0-9](?!\.?[0-
 _MIXED_NUMBER = re.compile(r"-?\s*[0-9]+\s+[0-9]+\s*/\s*[0-9]+")
 _WORD = re.compile(r"[A-Za-z][A-Za-z '-]{2,}")
 _POWER_OF_TEN = re.compile(r"[0-9.]+\s*(?:\\times|\\cdot|[×·*])\s*10\s*\^\s*(?:\{\s*-?[0-9]+\s*\}|-?[0-9]+)")
+_BETWEEN = re.compile(r"\\[,;:!> ]|~|\\(?:q?quad|left|right)(?![a-zA-Z])|\{\s*([-+*×·÷]|\\(?:times|cdot|div))\s*\}")
 _COMPUTED = re.compile(
-    r"(?<=[0-9)}!%])\s*(?:[-+*×·÷]|\\(?:times|cdot|div|bmod|p?mod)(?![a-zA-Z])|mod\b)\s*[-+]?(?=[0-9.({\\])"
-    r"|\\(?:int|lim|sum|prod|det|[dt]?binom|[lr]floor|[lr]ceil)(?![a-zA-Z])|\\?(?:gcd|lcm|max|min)(?![a-zA-Z])|(?<=[0-9)}])!"
+    r"(?<=[0-9.)}\]!%π])\s*(?:[-+*×·⋅∗÷]|\\(?:times|cdot|ast|div|bmod|p?mod)(?![a-zA-Z])|(?:mod|of)\b)\s*[-+]?(?=[0-9.({\\])"
+    r"|(?<=[0-9)])\s*\((?=\s*[-+0-9.])"
+    r"|\\(?:int|lim|sum|prod|det|[dt]?binom|begin|[lr]floor|[lr]ceil)(?![a-zA-Z])|\\?(?:gcd|lcm|max|min)(?![a-zA-Z])"
+    r"|(?<=[0-9)}\]])\s*!"
 )
 """An operation between operands, or one with a name. A sign, a fraction, a root and `3 \\times 10^5` are ways to write a number."""
 MAX_EXPECTED_CHARS = 1000
@@ -85,6 +88,7 @@ def is_number(expected: str) -> bool:
 
 def is_computation(text: str) -> bool:
     """Whether `text` leaves something to compute, as the question did: copied into the box it is no answer."""
+    text = _BETWEEN.sub(lambda match: match.group(1) or " ", text)
     return _COMPUTED.search(_POWER_OF_TEN.sub("0", text)) is not None
 
 
