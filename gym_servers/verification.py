@@ -20,6 +20,8 @@ import math
 import pickle
 from typing import Any
 
+import orjson
+
 from gym_servers.environment import (
     AwaitedEnvironment,
     Environment,
@@ -58,7 +60,13 @@ def output_items(body: dict[str, Any], name: str) -> list[Item]:
 def verify_in_worker(name: str, settings: dict[str, Any], row: dict[str, Any], output: list[Item]) -> dict[str, Any]:
     """Runs inside a worker: the verdict of environment `name` as JSON-like data."""
     environment = _environment(name, settings)
-    return environment.verify(environment.check_row(row), output).model_dump()
+    return _data(environment.verify(environment.check_row(row), output))
+
+
+def _data(verdict: Verdict) -> dict[str, Any]:
+    if not isinstance(verdict, Verdict):
+        raise TypeError(f"the verifier returned a {type(verdict).__name__}: return a Verdict")
+    return verdict.model_dump()
 
 
 def verify_state_in_worker(
@@ -67,7 +75,7 @@ def verify_state_in_worker(
     """The same with the pickled state of a session."""
     environment = _environment(name, settings)
     assert isinstance(environment, StatefulEnvironment)
-    return environment.verify_state(environment.check_row(row), output, pickle.loads(state)).model_dump()
+    return _data(environment.verify_state(environment.check_row(row), output, pickle.loads(state)))
 
 
 def verify_group_in_worker(
@@ -77,7 +85,7 @@ def verify_group_in_worker(
     environment = _environment(name, settings)
     assert isinstance(environment, GroupEnvironment)
     group = [GroupRollout.model_validate(rollout) for rollout in rollouts]
-    return [verdict.model_dump() for verdict in environment.verify_group(environment.check_row(row), group)]
+    return [_data(verdict) for verdict in environment.verify_group(environment.check_row(row), group)]
 
 
 def prepare_environment(name: str) -> None:
@@ -91,7 +99,11 @@ def _crash(environment: Environment, message: str, retryable: bool = False) -> F
 
 
 def check_range(environment: Environment, verdict: Verdict) -> Verdict:
-    """The verdict, if its reward is finite and in the environment's range. Raises FailureError otherwise."""
+    """The verdict, if its reward is finite and in the environment's range, and its parts can be sent. Raises FailureError otherwise."""
+    try:
+        orjson.dumps(verdict.parts, option=orjson.OPT_NON_STR_KEYS)
+    except TypeError as error:
+        raise _crash(environment, f"verdict.parts cannot be written as JSON: {error}") from None
     low, high = environment.reward_range
     if not math.isfinite(verdict.reward) or not low <= verdict.reward <= high:
         raise _crash(environment, f"reward {verdict.reward} outside [{low}, {high}]")
@@ -164,6 +176,10 @@ async def judge(
         verdict = await _awaited(environment, parsed, output)
     elif verdict is None:
         verdict = await _in_workers(environment, parsed, row, output, pool, state)
+    if not isinstance(verdict, Verdict):
+        raise _crash(
+            environment, f"`quick` returned a {type(verdict).__name__}: return a Verdict, or None for a worker"
+        )
     if "unverifiable_output" not in verdict.parts:  # nobody appeals by breaking the grader
         verdict = await environment.appeal(parsed, output, verdict)
     return check_range(environment, verdict)

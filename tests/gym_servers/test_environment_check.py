@@ -75,6 +75,8 @@ SPOILT: list[tuple[str, str, str, str, str, str]] = [
     ("single_turn", "server.py", "final_text(output))[-self", "output[-1]['content'][0]['text'])[-self", "malformed outputs", "breaks the verifier"),
     ("single_turn", "environment.yaml", "description: Find", "describes: Find", "files", "no 'description'"),
     ("single_turn", "cases.jsonl", '"error": "field \'', '"error": "feld \'', "cases", "expected an error that says 'feld"),
+    ("single_turn", "server.py", "return self.verify(row, output)", "return 1.0", "gold answers", "`quick` returned a float: return a Verdict"),
+    ("single_turn", "server.py", "return self.verify(row, output)", "return self.verify(row, output).model_copy(update={'parts': {'words': {1, 2}}})", "gold answers", "verdict.parts cannot be written as JSON"),
     ("tools", "verifier.py", "0.0 if wrong else 1.0", "0.0 if len(wrong) > 1 else 1.0", "probes: hacks", "'nothing' earns the full reward"),
     ("tools", "tools.py", '"""Order more of an item; they are in stock at once."""', "", "OpenAPI", "no summary"),
     ("tools", "tools.py", "state.stock[item] += quantity", "state.stock[item] = quantity", "gold answers", "in a session"),
@@ -92,6 +94,23 @@ def test_what_is_spoilt_is_told(number: int, tmp_path: Path) -> None:
     findings = {finding.check: finding for finding in asyncio.run(check_environment(name, tasks=8, workers=1))}
     assert findings[check].result == "wrong", findings
     assert said in findings[check].detail
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("tools", "shop"),
+        ("conversation", "desk"),
+        ("conversation", "user"),
+        ("single_turn", "row"),
+        ("tools", "stateful"),
+    ],
+)
+def test_a_name_that_a_template_uses_itself_is_no_matter(kind: str, name: str, tmp_path: Path) -> None:
+    write(name, kind, tmp_path / name)
+    registry.add_folder(tmp_path / name)
+    findings = asyncio.run(check_environment(name, tasks=4, workers=1))
+    assert [finding for finding in findings if finding.result == "wrong"] == []
 
 
 def test_without_a_generator_or_cases_the_rest_is_told(tmp_path: Path) -> None:
