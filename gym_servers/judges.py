@@ -30,6 +30,7 @@ TRIES = 2
 Label = TypeVar("Label")
 Message = dict[str, str]
 """role and content"""
+_NEGATION = re.compile(r"\b(?:not|no|never|cannot|neither|nor|without|unable|unsure|hardly)\b|n['’]t\b", re.IGNORECASE)
 
 
 class JudgeSettings(Settings):
@@ -231,15 +232,18 @@ def quoted(text: str) -> str:
 def label_reader(labels: Mapping[str, Label]) -> Callable[[str], Label | None]:
     """Reads the last label that has a line of its own; where none has one, the only one that the reply names, once or more.
 
-    None where there is none, or where several are named in running text."""
+    None where there is none, where several are named in running text, or where a negation stands before one on its line."""
     names = "|".join(re.escape(name) for name in sorted(labels, key=len, reverse=True))
     alone = re.compile(rf"^[ \t*`]*({names})[ \t*`.]*$", re.MULTILINE)
     anywhere = re.compile(rf"(?<!\w)({names})(?!\w)")
 
     def read(reply: str) -> Label | None:
-        if found := alone.findall(reply):
-            return labels[found[-1]]
-        named = set(anywhere.findall(reply))
+        if lines := alone.findall(reply):
+            return labels[lines[-1]]
+        found = list(anywhere.finditer(reply))
+        if any(_NEGATION.search(reply, reply.rfind("\n", 0, label.start()) + 1, label.start()) for label in found):
+            return None  # "The answer is not CORRECT", "I cannot say [[A=B]]"
+        named = {label.group(1) for label in found}
         return labels[named.pop()] if len(named) == 1 else None
 
     return read

@@ -28,6 +28,9 @@ _EMPHASIS = str.maketrans("", "", "*_`")
 _LABEL = re.compile(r"[^A-Za-z]{0,8}([A-Z])\s{0,8}[:).\-]")
 _ANSWER = re.compile(r"answer\s*:\s*([^\n]+)", re.IGNORECASE)
 _COMMAND = re.compile(r"\\[a-zA-Z]{1,16}\s?\{")
+_OTHER = re.compile(r"(?<![^\W_])([A-Z])(?:\s{0,8}[:).\-]|\W*$)")
+"""A letter that stands alone as a label, or at the end."""
+_NEGATION = re.compile(r"\b(?:not|never|neither|nor|cannot|except|without)\b|n['’]t\b")
 _ALONE = re.compile(r"(?<![^\W_])[A-Z](?![^\W_])")
 
 
@@ -78,27 +81,41 @@ def boxed_letter(text: str, options: Options) -> str:
     if len(letters) == 1 and letters[0].isupper():
         return letters[0] if letters[0] in options else ""
     label = _LABEL.match(inner)
-    return label.group(1) if label and label.group(1) in options else ""
+    return label.group(1) if label and label.group(1) in options and not _lists(inner, options) else ""
+
+
+def _lists(inner: str, options: Options) -> bool:
+    """Whether a box that begins with a label has another option's letter too, and what follows the label is not its option's text."""
+    label = _LABEL.match(inner)
+    if label is None:
+        return False
+    letter, rest = label.group(1), inner[label.end() :]
+    if normal(rest).rstrip(" .") == normal(options.get(letter, "")).rstrip(" ."):
+        return False  # "B: vitamin C"
+    return any(other in options and other != letter for other in _OTHER.findall(rest))
 
 
 def boxed_option(text: str, options: Options) -> str:
-    """The option whose text is the last box's; else the only one whose text is in it as whole words, with few words around."""
+    """The option whose text is the last box's; else the only one whose text is in it as whole words, with few words around and no
+    negation before it."""
     inner = _box(text)
     if inner is None:
         return ""
-    given = normal(unwrapped(inner))
+    inner = unwrapped(inner)
+    given = normal(inner)
     texts = {letter: normal(option) for letter, option in options.items() if normal(option)}
     found = [letter for letter, option in texts.items() if option == given]
-    if not found:
+    if not found and not _lists(inner, options):
         found = [letter for letter, option in texts.items() if _holds(given, option)]
     return found[0] if len(found) == 1 else ""
 
 
 def _holds(given: str, option: str) -> bool:
-    """Whether `option` is in `given` as whole words and numbers: 5 is neither in 25 nor in 2.5 nor in -5."""
+    """Whether `given` says `option` as whole words and numbers: 5 is neither in 25 nor in 2.5 nor in -5, nor is red in "not red"."""
     if len(given) > len(option) + WORDS_AROUND:
         return False
-    return re.search(rf"(?<![\w.,/-]){re.escape(option)}(?!\w)(?![.,/][0-9])", given) is not None
+    places = [at.start() for at in re.finditer(rf"(?<![\w.,/-]){re.escape(option)}(?!\w)(?![.,/][0-9])", given)]
+    return bool(places) and _NEGATION.search(given, 0, places[-1]) is None
 
 
 def answer_line(text: str, options: Options) -> str:

@@ -16,15 +16,17 @@ Answer = Literal["YES", "NO"]
 Aggregation = Literal["mean", "min", "max", "all", "any", "weighted"]
 MAX_PHRASES = 64
 _LABEL = re.compile(r"\[\[(YES|NO)\]\]", re.IGNORECASE)
-_WORD = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
+# "no" within a sentence ("because there is no mention") and "no doubt" answer nothing.
+_WORD = re.compile(r"^\W*(yes|no(?! doubt))\b|\b(yes|no)\W*$", re.IGNORECASE)
 _TOKEN = re.compile(r"\w+(?:['’.:-]\w+)*")
 
 
 def read_answer(reply: str) -> Answer | None:
-    """The last of [[YES]] and [[NO]]; without any, the one of the words yes and no that stands in the last line. None: no answer."""
+    """The last of [[YES]] and [[NO]]; without any, the word yes or no that begins or ends the last line. None: no answer, or both."""
     if labels := _LABEL.findall(reply):
         return "YES" if labels[-1].upper() == "YES" else "NO"
-    words = {word.upper() for word in _WORD.findall((reply.strip().splitlines() or [""])[-1])}
+    line = (reply.strip().splitlines() or [""])[-1]
+    words = {(first or last).upper() for first, last in _WORD.findall(line)}
     return None if len(words) != 1 else "YES" if "YES" in words else "NO"
 
 

@@ -14,6 +14,12 @@ from typing import Any
 MAX_FINAL_CHARS = 300
 """A final answer that is longer is none: exact answers are short."""
 _CUE = re.compile(r"\banswer\b(?: is\b)?[*_ \t]*:?[*_ \t]*", re.IGNORECASE)
+# "answer:" or "answer is", but no remark on an answer that stands elsewhere ("This answer is final").
+_STRONG_CUE = re.compile(
+    r"\banswer\b(?: is\b)?[*_ \t]*:[*_ \t]*"
+    r"|(?<!\bthis )(?<!\bthat )\banswer is\b(?!\s+(?:final|correct|right|certain|based)\b)[*_ \t]*",
+    re.IGNORECASE,
+)
 _NUMBER = re.compile(r"[-+]?(?:[0-9]{1,30}|[0-9]{1,3}(?:,[0-9]{3}){1,9})(?:\.[0-9]{1,30})?")
 _MONTHS = (
     "january february march april may june july august september october november december".split()
@@ -44,19 +50,21 @@ def content_text(content: Any) -> str:
 
 
 def final_answer(text: str) -> str:
-    """What follows the last word "answer" ("Answer: X", "the answer is X") on its line, or else the last line; without emphasis."""
+    """What follows the last "answer:" or "answer is" on its line, else the last word "answer", or else the last line; without emphasis."""
     lines = [line for line in text.splitlines() if line.strip()]
-    for number in range(len(lines) - 1, -1, -1):
-        cues = list(_CUE.finditer(lines[number]))
-        if cues:
-            after = lines[number][cues[-1].end() :].strip()
-            return after or "\n".join(lines[number + 1 : number + 2]).strip()
+    for cue in (_STRONG_CUE, _CUE):
+        for number in range(len(lines) - 1, -1, -1):
+            cues = list(cue.finditer(lines[number]))
+            if cues:
+                after = lines[number][cues[-1].end() :].strip()
+                return after or "\n".join(lines[number + 1 : number + 2]).strip()
     return lines[-1].strip() if lines else ""
 
 
 def normal(answer: str) -> str:
     """An answer without case, emphasis, quotes, an article before it, punctuation after it, and further blanks."""
-    folded = unicodedata.normalize("NFKC", answer).casefold().replace("’", "'")
+    folded = unicodedata.normalize("NFKC", answer).casefold()
+    folded = folded.replace("’", "'").replace("\u2212", "-")  # the minus sign
     folded = " ".join(re.sub(r"[*_`\"“”]", "", folded).split()).strip("'")
     return _ARTICLE.sub("", folded.rstrip(".!,;: ")) if folded else ""
 

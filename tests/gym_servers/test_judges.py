@@ -154,6 +154,11 @@ READ = label_reader({"[[A=B]]": True, "[[A!=B]]": False})
         ("they are [[A=B]], I say", True),
         ("[[A!=B]] then [[A=B]]", None),
         ("[[a=b]]", None),
+        ("[[A!=B]] no", False),
+        ("I cannot say [[A=B]]", None),
+        ("[[A=B]]? I can't say [[A=B]]", None),
+        ("They are not alike.\nI say [[A!=B]] here", False),
+        ("I am not sure.\n[[A=B]]", True),
         ("A=B", None),
         ("", None),
     ],
@@ -166,6 +171,21 @@ def test_a_label_within_another_word_is_none() -> None:
     read = label_reader({"CORRECT": True, "INCORRECT": False})
     assert read("It is INCORRECT so") is False
     assert read("CORRECTED") is None
+
+
+@pytest.mark.parametrize(
+    ("reply", "label"),
+    [
+        ("The answer is CORRECT", True),
+        ("It does not differ.\nThe answer is CORRECT", True),
+        ("The answer is not CORRECT", None),
+        ("The answer isn't CORRECT.", None),
+        ("It is NOT INCORRECT", None),
+        ("neither CORRECT nor wrong", None),
+    ],
+)
+def test_a_negated_label_is_none(reply: str, label: bool | None) -> None:
+    assert label_reader({"CORRECT": True, "INCORRECT": False})(reply) is label
 
 
 @given(st.lists(st.sampled_from(["<|", "<", "|", "[[", "[", "A=B", "]]", "\n", "x", "<<||", "[[["])).map("".join))

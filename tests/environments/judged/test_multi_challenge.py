@@ -57,6 +57,11 @@ def test_case(case: dict[str, Any]) -> None:
         ("NOBODY KNOWS", None),
         ("", None),
         ("yes\nI think", None),
+        ("Yes\n\nBecause there is no mention", None),
+        ("Yes, there is no mention of Bob.", "YES"),
+        ("**No**, yes was not said", "NO"),
+        ("Yes, it does. NO", None),
+        ("No doubt it does", None),
     ],
 )
 def test_a_judges_words(reply: str, answer: str | None) -> None:

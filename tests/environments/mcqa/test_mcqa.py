@@ -112,10 +112,37 @@ def test_whatever_is_written_chooses_one_option_or_none(text: str, mode: Mode) -
     st.lists(st.sampled_from("ABCD"), min_size=2, max_size=6).filter(lambda letters: len(set(letters)) > 1), st.data()
 )
 def test_several_letters_choose_none(letters: list[str], data: st.DataObject) -> None:
-    joined = data.draw(st.sampled_from([", ", "", " ", "/", " or ", " and "])).join(letters)
+    joined = data.draw(st.sampled_from([", ", "", " ", "/", " or ", " and ", ". ", "-", ": ", ") "])).join(letters)
     assert boxed_letter(f"\\boxed{{{joined}}}", OPTIONS) == ""
     for mode in ("lenient_answer_colon", "lenient_answer_colon_md"):
         assert choose(f"Answer: {joined}", OPTIONS, mode).letter == ""  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("box", "strict", "lenient"),
+    [
+        ("A. B. C. D.", "", ""),
+        ("A-B-C-D", "", ""),
+        ("A: or B: or C", "", ""),
+        ("A) red, B) blue", "", ""),
+        ("A) red, B)", "", ""),
+        ("A - D", "", ""),
+        ("A: red", "A", "A"),
+        ("A) red (A)", "A", "A"),
+        ("(B) blue, as in the U.S.", "B", "B"),
+        ("E: vitamin C", "E", "E"),
+        ("E: vitamin C.", "E", "E"),
+        ("E: vitamin B or C", "", ""),
+        ("it is red", "", "A"),
+        ("not red", "", ""),
+        ("it isn't red", "", ""),
+        ("red, not red", "", ""),
+    ],
+)
+def test_a_list_of_labels_and_a_negated_text_choose_none(box: str, strict: str, lenient: str) -> None:
+    options = {**OPTIONS, "E": "Vitamin C"}
+    assert choose(f"\\boxed{{{box}}}", options, "strict_single_letter_boxed").letter == strict
+    assert choose(f"\\boxed{{{box}}}", options, "lenient_boxed").letter == lenient
 
 
 @pytest.mark.parametrize(
