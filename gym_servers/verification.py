@@ -100,13 +100,14 @@ def _crash(environment: Environment, message: str, retryable: bool = False) -> F
 
 def check_range(environment: Environment, verdict: Verdict) -> Verdict:
     """The verdict, if its reward is finite and in the environment's range, and its parts can be sent. Raises FailureError otherwise."""
-    try:
-        orjson.dumps(verdict.parts, option=orjson.OPT_NON_STR_KEYS)
-    except TypeError as error:
-        raise _crash(environment, f"verdict.parts cannot be written as JSON: {error}") from None
     low, high = environment.reward_range
     if not math.isfinite(verdict.reward) or not low <= verdict.reward <= high:
         raise _crash(environment, f"reward {verdict.reward} outside [{low}, {high}]")
+    try:
+        orjson.dumps(verdict.parts, option=orjson.OPT_NON_STR_KEYS)
+    except TypeError as error:
+        if "UTF-8" not in str(error):  # half of a surrogate pair is in no request
+            raise _crash(environment, f"verdict.parts cannot be written as JSON: {error}") from None
     return verdict
 
 
