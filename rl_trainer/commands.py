@@ -227,7 +227,8 @@ def train(
     if store is None:
         store = RunStore.create(lasting_folder(chosen.runs_folder), chosen.name, chosen.to_yaml())
         store.lock()
-    store.claim("rollouts" if rollouts_only else "train" if source is None else "from rollouts")
+    mode = "rollouts" if rollouts_only else "train" if source is None else "from rollouts"
+    store.claim(mode)
     if chosen.curriculum.profile is not None:
         store.keep_profile(chosen.curriculum.profile)
     if overrides:
@@ -236,7 +237,7 @@ def train(
     console.print(f"run folder {store.folder}", highlight=False)
     try:
         with INTERRUPTS.installed():  # SIGTERM ends a run as Ctrl-C does: everything it started is stopped
-            summary = execute(chosen, model, store, prepared, console, "rollouts" if rollouts_only else "train", source)
+            summary = execute(chosen, model, store, prepared, console, mode, source)
     except KeyboardInterrupt:
         again = f"Go on with: omnigym train --resume {store.folder}{' --rollouts-only' if rollouts_only else ''}"
         if from_rollouts is not None:
